@@ -1,0 +1,69 @@
+"""Batches of decoded images on the device, in an order that is a function of seed and epoch alone.
+
+No global random state is read or moved, so a counting pass between two epochs changes nothing, and every
+world size sees the same global batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from .sets import ImageTensors
+
+# Images stay on the accelerator when they take at most this share of its free memory.
+RESIDENT_SHARE = 0.5
+
+
+class Batches:
+    """One process's view of decoded images: batches in float32, on the device.
+
+    Args:
+        tensors: The images and labels of a split.
+        accelerator: The device, this process and how many share each batch.
+    """
+
+    def __init__(self, tensors: ImageTensors, accelerator: Accelerator):
+        self.skipped = tensors.skipped
+        self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        self.device = accelerator.device
+        self.images, self.labels = tensors.images, tensors.labels
+        if self.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.device)
+            if self.images.numel() <= RESIDENT_SHARE * free:
+                self.images, self.labels = self.images.to(self.device), self.labels.to(self.device)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def mine(self) -> int:
+        """Return how many images of a pass over all are this process's."""
+        return len(self.share(torch.arange(len(self))))
+
+    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the images (B, 3, h, w), float32 in [0, 1], and labels (B,) at ``indices``, on the device."""
+        indices = indices.to(self.images.device)
+        images, labels = self.images[indices], self.labels[indices]
+        if images.device != self.device:
+            images = images.pin_memory().to(self.device, non_blocking=True)
+            labels = labels.pin_memory().to(self.device, non_blocking=True)
+        return images.to(torch.float32).div_(255), labels
+
+    def share(self, batch: Tensor) -> Tensor:
+        """Return this process's part of the indices of a global batch."""
+        return batch.tensor_split(self.world)[self.rank]
+
+    def in_turn(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield this process's part of all images, each image once over all processes, in order."""
+        for batch in self.share(torch.arange(len(self))).split(batch_size):
+            if len(batch):
+                yield self.take(batch)
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
+    """Return the order int64 (count,) of the training images in one epoch."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch * 7919 + 17) % (1 << 63))
+    return torch.randperm(count, generator=generator)

@@ -1,0 +1,179 @@
+"""The decode-once cache: pixels of one base data set at one size, on disk, trusted only by checksum.
+
+An entry is a folder with three files. ``pixels.u8`` holds (base size, h, w, 3) bytes, sparse where the
+system can. ``crc.u64`` holds for each image its CRC-32 plus 2**32, or 0 while the image is absent.
+``entry.json`` says what it is. Runs that write one entry at the same time write the same bytes, and an
+image whose checksum differs counts as absent, so no lock is needed and an interrupted run loses nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..files import write_atomic, write_json
+from ..images import Resize
+
+FORMAT = 1  # raise it when the meaning of an entry's bytes changes: old entries are then never met
+PRESENT = 1 << 32  # tells an image whose CRC is 0 from an absent one
+
+
+def cache_root(cache_dir: str | Path | None = None) -> Path:
+    """Return ``cache_dir``, else $CLIPVP_CACHE, else clipvp in $XDG_CACHE_HOME, else ~/.cache/clipvp."""
+    if cache_dir:
+        return Path(cache_dir).expanduser()
+    if os.environ.get("CLIPVP_CACHE"):
+        return Path(os.environ["CLIPVP_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipvp"
+
+
+class Entry:
+    """The decoded images of one base data set at one size; a context manager that holds its files open.
+
+    Args:
+        cache_dir: See ``cache_root``.
+        name: What the data set is called, for people.
+        fingerprint: Identifies the base data set's images.
+        count: How many images the base has.
+        resize: How they are resized.
+
+    Raises:
+        OSError: The folder cannot be written, or the disk is full (from every method).
+    """
+
+    def __init__(self, cache_dir: str | Path | None, name: str, fingerprint: str, count: int, resize: Resize):
+        identity = {"format": FORMAT, "fingerprint": fingerprint, "count": count, "resize": resize.to_dict()}
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+        self.folder = cache_root(cache_dir) / "images" / key
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._shape = (count, *resize.size, 3)
+        known = _read_json(self.folder / "entry.json")
+        if {field: known.get(field) for field in identity} != identity:
+            for file in ("pixels.u8", "crc.u64"):  # not ours, whatever they hold
+                (self.folder / file).unlink(missing_ok=True)
+            write_json(self.folder / "entry.json", {"name": name, **identity})
+        self._pixels = _open_sized(self.folder / "pixels.u8", math.prod(self._shape))
+        try:
+            self._crcs = _open_sized(self.folder / "crc.u64", count * 8)
+        except OSError:
+            self._pixels.close()
+            raise
+        # Mapped through the open file, not the path: a concurrent rebuild may put another file there.
+        self._crc_of = np.asarray(np.memmap(self._crcs, "<u8", mode="c", shape=(count,)))
+
+    def __enter__(self) -> Entry:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        with self._pixels, self._crcs:
+            pass
+
+    def check(self, indices: np.ndarray) -> np.ndarray:
+        """Return for each image of the base whether the entry holds it undamaged."""
+        pixels = self._mapped()
+        good = self._crc_of[indices] != 0
+        for row in np.flatnonzero(good):
+            good[row] = _checksum(pixels[indices[row]]) == self._crc_of[indices[row]]
+        return good
+
+    def write(self, indices: np.ndarray, pixels: np.ndarray) -> None:
+        """Keep the pixels (n, h, w, 3) uint8 of the images of the base at ``indices`` (n,)."""
+        crcs = np.array([_checksum(image) for image in pixels], "<u8")
+        # Not through a map: a full disk would then end the process by a signal, not by an error.
+        # In runs of neighbours: each call into the system makes the decoding threads change places.
+        for file, values in ((self._pixels, pixels), (self._crcs, crcs)):
+            for run in np.split(np.arange(len(indices)), np.flatnonzero(np.diff(indices) != 1) + 1):
+                if len(run):
+                    file.seek(int(indices[run[0]]) * values[0].nbytes)
+                    file.write(values[run[0] : run[-1] + 1])
+            file.flush()
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """Return pixels (N, h, w, 3): a private view of the file where they lie in a row, else a copy."""
+        pixels = self._mapped()
+        if len(indices) and (np.diff(indices) == 1).all():
+            return pixels[indices[0] : indices[-1] + 1]
+        return pixels[indices]
+
+    def _mapped(self) -> np.ndarray:
+        return np.asarray(np.memmap(self._pixels, np.uint8, mode="c", shape=self._shape))
+
+
+@dataclass(frozen=True)
+class EntryInfo:
+    """One entry of the cache: where it is, what it holds, how many images of how many, bytes on disk."""
+
+    path: Path
+    what: str
+    present: int
+    total: int
+    num_bytes: int
+
+
+def list_entries(cache_dir: str | Path | None = None) -> list[EntryInfo]:
+    """Return what the cache holds, the largest first."""
+    entries = []
+    for folder in _entry_folders(cache_dir):
+        known, what = _read_json(folder / "entry.json"), "unknown"
+        if isinstance(known.get("resize"), dict):
+            resize = known["resize"]
+            what = (
+                f"{known.get('name')} at {'x'.join(map(str, resize.get('size', [])))} ({resize.get('rule')})"
+            )
+        crcs = folder / "crc.u64"
+        values = np.fromfile(crcs, "<u8") if crcs.is_file() else np.zeros(0)
+        # Blocks, where the system counts them: a sparse file takes less than its length.
+        stats = [file.stat() for file in folder.iterdir() if file.is_file()]
+        num_bytes = sum(getattr(stat, "st_blocks", -(-stat.st_size // 512)) * 512 for stat in stats)
+        entries.append(EntryInfo(folder, what, int((values != 0).sum()), len(values), num_bytes))
+    return sorted(entries, key=lambda entry: -entry.num_bytes)
+
+
+def clear(cache_dir: str | Path | None = None) -> int:
+    """Remove all decoded images, and nothing else that the folder holds; return the bytes set free."""
+    entries = list_entries(cache_dir)
+    for entry in entries:
+        shutil.rmtree(entry.path)
+    return sum(entry.num_bytes for entry in entries)
+
+
+def _entry_folders(cache_dir: str | Path | None) -> list[Path]:
+    images = cache_root(cache_dir) / "images"
+    if not images.is_dir():
+        return []
+    return sorted(
+        path for path in images.iterdir() if path.is_dir() and re.fullmatch("[0-9a-f]{32}", path.name)
+    )
+
+
+def _checksum(pixels: np.ndarray) -> int:
+    return zlib.crc32(pixels) | PRESENT
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return the file's dictionary, an empty one when there is none to be had."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _open_sized(path: Path, size: int):
+    """Open a file of exactly ``size`` bytes, a new one of zeros when it has another size or is none."""
+    if not (path.is_file() and path.stat().st_size == size):
+        write_atomic(path, lambda aside: os.truncate(aside, size))
+    try:
+        return open(path, "r+b")
+    except OSError:  # a cache that may only be read can still hold all that is needed
+        return open(path, "rb")

@@ -1,0 +1,108 @@
+"""Decode the images of a set in parallel, each once: into the disk cache, or into memory without one."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+from ..images import ImageError, Resize, to_rgb
+from .cache import Entry
+
+if TYPE_CHECKING:
+    from .sets import ImageSet
+
+CHUNK = 32  # images a thread decodes before it reports
+
+
+def load_pixels(
+    images: ImageSet, resize: Resize, *, cache_dir: str | Path | None, progress: bool
+) -> tuple[np.ndarray, dict[int, ImageError]]:
+    """Return the pixels of a set, (N, h, w, 3) uint8, and the error of each row that cannot be read.
+
+    The pixels of rows with an error mean nothing. The array may be a private view of the cache's file.
+    """
+    errors: dict[int, ImageError] = {}
+    if images.fingerprint is not None and len(images):
+        try:
+            with Entry(cache_dir, images.name, images.fingerprint, len(images.items), resize) as entry:
+                missing = _missing(entry, images.indices)
+                for rows, pixels, failed in _decode(images, missing, resize, progress):
+                    good = [row not in failed for row in rows]
+                    entry.write(images.indices[rows[good]], pixels[good])
+                    errors |= failed
+                return entry.read(images.indices), errors
+        except OSError as error:
+            warnings.warn(
+                f"decoded images of {images.name} stay in memory, not on disk: {error}", stacklevel=3
+            )
+    everything, errors = np.empty((len(images), *resize.size, 3), np.uint8), {}
+    for rows, pixels, failed in _decode(images, np.arange(len(images)), resize, progress):
+        everything[rows] = pixels
+        errors |= failed
+    return everything, errors
+
+
+def num_threads() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _missing(entry: Entry, indices: np.ndarray) -> np.ndarray:
+    """Return the rows whose pixels the entry does not hold, or holds damaged."""
+    chunks = np.array_split(np.arange(len(indices)), max(1, len(indices) // 256))
+    with ThreadPoolExecutor(num_threads()) as pool:
+        good = list(pool.map(lambda rows: entry.check(indices[rows]), chunks))
+    return np.flatnonzero(~np.concatenate(good))
+
+
+def _decode(
+    images: ImageSet, rows: np.ndarray, resize: Resize, progress: bool
+) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, ImageError]]]:
+    """Yield rows, their pixels, and the errors of those that cannot be read, chunk by chunk in order."""
+    if not len(rows):
+        return
+
+    def decode_chunk(chunk: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[int, ImageError]]:
+        pixels, errors = np.zeros((len(chunk), *resize.size, 3), np.uint8), {}
+        for place, row in enumerate(chunk):
+            try:
+                pixels[place] = decode_one(images, row, resize)
+            except ImageError as error:
+                errors[int(row)] = error
+        return chunk, pixels, errors
+
+    chunks = deque(np.array_split(rows, -(-len(rows) // CHUNK)))
+    ahead = 2 * num_threads()  # bounds the memory when writing is slower than decoding
+    size = "x".join(str(side) for side in resize.size)
+    hidden = None if progress else True  # None: no bar where the output is no terminal
+    bar = tqdm(
+        total=len(rows), desc=f"decode {images.name} at {size}", unit="img", leave=False, disable=hidden
+    )
+    with bar, ThreadPoolExecutor(num_threads()) as pool:
+        running = deque(pool.submit(decode_chunk, chunks.popleft()) for _ in range(min(ahead, len(chunks))))
+        while running:
+            result = running.popleft().result()
+            if chunks:
+                running.append(pool.submit(decode_chunk, chunks.popleft()))
+            bar.update(len(result[0]))
+            yield result
+
+
+def decode_one(images: ImageSet, row: int, resize: Resize) -> np.ndarray:
+    """Return the pixels of one image, (h, w, 3) uint8; whatever keeps them away is an ``ImageError``."""
+    name = f"{images.name}[{images.indices[row]}]"
+    try:
+        item = images.item(row)
+        return resize(to_rgb(item, None if isinstance(item, (str, os.PathLike)) else name))
+    except ImageError:
+        raise
+    except Exception as error:  # a data set written in Python may decode, and fail, in its own way
+        raise ImageError(f"{name}: cannot be read as an image: {error}") from error

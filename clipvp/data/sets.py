@@ -1,0 +1,115 @@
+"""Labelled images: not yet decoded (``ImageSet``), and decoded to one size (``ImageTensors``)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..images import Resize
+from ..registry import UserError, check_choice
+from .decode import load_pixels
+
+
+@dataclass(eq=False)
+class ImageTensors:
+    """Decoded images.
+
+    Args:
+        images: (N, 3, h, w) uint8, 0..255, laid out channels-last.
+        labels: (N,) int64.
+        skipped: Names of the images that were left out because they cannot be read.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    skipped: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images not yet decoded, with their labels: some or all images of a base data set.
+
+    Args:
+        items: All images of the base: paths, bytes, PIL images or arrays, fetched one at a time.
+        labels: (N,) class index of each image of this set.
+        name: What to call the set in messages.
+        fingerprint: Changes whenever the base's images change; empty where that cannot be known, and
+            decoded images are then not kept on disk.
+        indices: (N,) place in the base of each image of this set; the whole base when empty.
+    """
+
+    items: Sequence[Any]
+    labels: np.ndarray
+    name: str = "images"
+    fingerprint: str | None = None
+    indices: np.ndarray | None = None
+
+    def __post_init__(self):
+        indices = np.arange(len(self.items)) if self.indices is None else np.asarray(self.indices, np.int64)
+        object.__setattr__(self, "indices", indices)
+        object.__setattr__(self, "labels", np.asarray(self.labels, np.int64))
+        if self.labels.shape != indices.shape:
+            raise ValueError(f"{self.name}: {len(self.labels)} labels for {len(indices)} images")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, rows: np.ndarray) -> ImageSet:
+        """Return the images at ``rows`` of this set; they share the base and its decoded images."""
+        return ImageSet(self.items, self.labels[rows], self.name, self.fingerprint, self.indices[rows])
+
+    def class_counts(self, num_classes: int) -> np.ndarray:
+        """Return how many images each class has: (T,) int64."""
+        return np.bincount(self.labels, minlength=num_classes)
+
+    def item(self, row: int) -> Any:
+        """Return one image, not decoded."""
+        return self.items[int(self.indices[row])]
+
+    def item_name(self, row: int) -> str:
+        """Return a path, or ``name[place in the base]``."""
+        item = self.item(row)
+        return (
+            os.fspath(item) if isinstance(item, (str, os.PathLike)) else f"{self.name}[{self.indices[row]}]"
+        )
+
+    def tensors(
+        self,
+        resize: Resize,
+        *,
+        cache_dir: str | Path | None = None,
+        on_error: str = "raise",
+        progress: bool = True,
+    ) -> ImageTensors:
+        """Decode and resize all images, or read them from the disk cache.
+
+        Args:
+            resize: The size of the result and how to reach it.
+            cache_dir: Folder of decoded images; the user's cache folder when empty.
+            on_error: raise (one error lists every unreadable image) or skip (they are left out).
+            progress: Show a bar while images are decoded.
+        """
+        check_choice("data.on_error", on_error, ["raise", "skip"])
+        pixels, errors = load_pixels(self, resize, cache_dir=cache_dir, progress=progress)
+        labels, skipped = self.labels, [self.item_name(row) for row in sorted(errors)]
+        if errors and on_error == "raise":
+            first = "; ".join(str(errors[row]) for row in sorted(errors)[:10])
+            rest = f"; and {len(errors) - 10} more" if len(errors) > 10 else ""
+            raise UserError(
+                f"{self.name}: {len(errors)} of {len(self)} images cannot be read ({first}{rest}); "
+                "mend or remove them, or set data.on_error: skip"
+            )
+        if errors:
+            good = np.delete(np.arange(len(self)), sorted(errors))
+            pixels, labels = pixels[good], labels[good]
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        return ImageTensors(images, torch.from_numpy(labels.copy()), skipped)

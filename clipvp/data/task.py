@@ -1,0 +1,241 @@
+"""A target task with its splits chosen: what is trained on, what selects, what is tested once."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import DataConfig
+from ..images import Resize
+from ..registry import TASKS, UserError, check_choice, nearest
+from .pairs import from_pairs
+from .raw import RawTask, name_few
+from .sets import ImageSet, ImageTensors
+from .splits import MAX_TEST, VAL, carve_test, choose_shots, choose_stratified, choose_train
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(eq=False)
+class Task:
+    """A target task.
+
+    Args:
+        name: What it is called.
+        class_names: The T classes in the order of their labels.
+        train: Images that train.
+        val: Images that select, if any.
+        test: Images that are scored once, at the end.
+        split_hash: The same on every machine where the same images, by place, train, validate and test.
+        info: Where it came from and how it was split, ready for JSON.
+        cache_dir: Folder of decoded images; the user's cache folder when empty.
+        on_error: What an unreadable image does: raise or skip.
+    """
+
+    name: str
+    class_names: list[str]
+    train: ImageSet
+    val: ImageSet | None
+    test: ImageSet
+    split_hash: str
+    info: dict[str, Any] = field(default_factory=dict)
+    cache_dir: str | None = None
+    on_error: str = "raise"
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def tensors(self, split: str, resize: Resize, *, progress: bool = True) -> ImageTensors:
+        """Decode the images of train, val or test; see ``ImageSet.tensors``."""
+        check_choice("split", split, SPLITS)
+        images = getattr(self, split)
+        if images is None:
+            raise UserError(f"{self.name} has no {split} split")
+        decoded = images.tensors(resize, cache_dir=self.cache_dir, on_error=self.on_error, progress=progress)
+        if not len(decoded):
+            raise UserError(f"{images.name}: none of its {len(images)} images can be read")
+        if split == "train" and decoded.skipped:
+            _check_classes(
+                decoded.labels.numpy(), self.class_names, f"{images.name}, unreadable images left out"
+            )
+        return decoded
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a run's results say of the task, ready for JSON; few-shot choices image by image."""
+        splits = {split: getattr(self, split) for split in SPLITS if getattr(self, split) is not None}
+        described = {
+            "name": self.name,
+            "class_names": self.class_names,
+            "num_classes": self.num_classes,
+            "sizes": {split: len(images) for split, images in splits.items()},
+            "fingerprints": {split: images.fingerprint for split, images in splits.items()},
+            "split_hash": self.split_hash,
+            **self.info,
+        }
+        if self.info.get("shots") is not None:
+            described["indices"] = {
+                split: images.indices.tolist() for split, images in splits.items() if split != "test"
+            }
+        return described
+
+    @classmethod
+    def from_dataset(
+        cls,
+        train: Any,
+        test: Any = None,
+        val: Any = None,
+        class_names: Sequence[str] | None = None,
+        *,
+        name: str = "custom",
+        config: DataConfig | None = None,
+        seed: int = 0,
+        protocol: str = "val",
+    ) -> Task:
+        """Make a task of data sets that are in Python already.
+
+        Args:
+            train: A ``datasets.Dataset``, or any data set with a length and (image, label) items.
+            test: The same for testing; carved from train when empty.
+            val: The same for validation; carved from train when empty, see ``load_task``.
+            class_names: The classes in the order of their labels; the data set's own when empty.
+            name: What to call the task.
+            config: Limits, shares and columns, as for ``load_task``; its name is not used.
+            seed: Chooses the images.
+            protocol: val or paper, see ``load_task``.
+        """
+        config = replace(config or DataConfig(), train_split="train", val_split=None, test_split=None)
+        splits = {"train": train, "val": val, "test": test}
+        splits = {role: data for role, data in splits.items() if data is not None}
+        names = None if class_names is None else list(class_names)
+        library = sys.modules.get("datasets")  # who has made one has imported it
+        if library and all(isinstance(data, library.Dataset) for data in splits.values()):
+            from .table import from_datasets
+
+            config = replace(config, **{f"{role}_split": role for role in splits})
+            raw = from_datasets(splits, config, name=name, class_names=names)
+        else:
+            raw = from_pairs(splits, name=name, class_names=names)
+        return build_task(name, raw, config, seed=seed, protocol=protocol)
+
+
+def load_task(data: str | DataConfig, *, seed: int = 0, protocol: str = "val") -> Task:
+    """Load a target task and choose its splits.
+
+    Args:
+        data: A registered task, an image folder, a parquet or CSV file, a folder of parquet files, or a hub
+            data set ``org/name``; or a whole ``DataConfig``. Registered names come first: write ./digits
+            for a folder of that name.
+        seed: Chooses the carved validation split and the limited training images, never the test images.
+        protocol: val (a task without validation images gets ``data.val`` of its training images) or paper
+            (all training images train, nothing validates).
+
+    Raises:
+        UserError: The task is not found, or does not fit: the message says what would.
+    """
+    config = DataConfig(name=data) if isinstance(data, str) else data
+    path = Path(config.name).expanduser()
+    name = path.stem if path.is_file() else path.resolve().name
+    return build_task(name, _load_raw(config), config, seed=seed, protocol=protocol)
+
+
+def _load_raw(config: DataConfig) -> RawTask:
+    if config.name in TASKS:
+        return TASKS.get(config.name)(config)
+    path = Path(config.name).expanduser()
+    if path.is_dir() and next(path.rglob("*.parquet"), None) is None:
+        from .folder import load_folder
+
+        return load_folder(config)
+    if path.is_file() and path.suffix not in (".parquet", ".csv"):
+        raise UserError(f"data.name: {config.name} is no task; give a .parquet or .csv file, or a folder")
+    if path.exists() or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", config.name):
+        from .table import load_table
+
+        return load_table(config)
+    if "/" in config.name or path.is_absolute():
+        raise UserError(f"data.name: there is no folder or file {config.name}")
+    raise UserError(
+        f"data.name: unknown task {config.name!r}; {nearest(config.name, TASKS.names())}; "
+        "or a folder of images, a .parquet or .csv file, or a hub data set as org/name"
+    )
+
+
+def build_task(name: str, raw: RawTask, config: DataConfig, *, seed: int = 0, protocol: str = "val") -> Task:
+    """Check what a loader found and choose the images of each split."""
+    check_choice("train.protocol", protocol, ["val", "paper"])
+    _check(raw)
+    num_classes, train, val, test = len(raw.class_names), raw.train, raw.val, raw.test
+    test_from = "its own split" if test is not None else "carved from train"
+    if test is None:
+        train_rows, test_rows = carve_test(train.labels, num_classes, config.test)
+        if not len(test_rows):
+            raise UserError(
+                f"{train.name}: {len(train)} images in {num_classes} classes are too few to carve a test"
+            )
+        train, test = train.subset(train_rows), train.subset(test_rows)
+    if config.max_test is not None:
+        test = test.subset(choose_stratified(test.labels, num_classes, config.max_test, MAX_TEST))
+
+    if config.max_train is not None and config.max_train < num_classes:
+        raise UserError(f"data.max_train: {config.max_train} images are too few for {num_classes} classes")
+    share = config.val if protocol == "val" and val is None else 0.0
+    limits = {"shots": config.shots, "max_train": config.max_train}
+    train_rows, val_rows = choose_train(train.labels, num_classes, seed=seed, val=share, **limits)
+    val_from = "its own split"
+    if protocol == "paper" or (val is None and not len(val_rows)):
+        val, val_from = None, "none"
+    elif val is None:
+        val, val_from = train.subset(val_rows), "carved from train"
+    elif config.shots is not None:
+        val = val.subset(choose_shots(val.labels, num_classes, min(config.shots, 4), VAL, seed))
+    train = train.subset(train_rows)
+
+    chosen = {**limits, "max_test": config.max_test, "seed": seed, "protocol": protocol}
+    info = {**raw.info, **chosen, "val_from": val_from, "test_from": test_from}
+    splits = {"train": train, "val": val, "test": test}
+    reading = {"cache_dir": config.cache_dir, "on_error": config.on_error}
+    names = list(raw.class_names)
+    return Task(name, names, **splits, split_hash=_hash(names, splits), info=info, **reading)
+
+
+def _hash(class_names: list[str], splits: dict[str, ImageSet | None]) -> str:
+    # Fingerprints hold file times, which differ between copies of the same data, so they stay out.
+    digest = hashlib.sha256(repr(class_names).encode())
+    for split, images in splits.items():
+        if images is not None:
+            digest.update(f"{split} {len(images.items)} {len(images)}".encode())
+            digest.update(images.indices.astype("<i8").tobytes() + images.labels.astype("<i8").tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _check(raw: RawTask) -> None:
+    names = raw.class_names
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"{raw.train.name}: class names appear twice: {name_few(repeated)}")
+    if len(names) < 2:
+        raise UserError(f"{raw.train.name}: {len(names)} class {names}; a task needs two or more")
+    for images in (raw.train, raw.val, raw.test):
+        if images is None:
+            continue
+        if not len(images):
+            raise UserError(f"{images.name}: the split is empty")
+        if wrong := [
+            label for label in (images.labels.min(), images.labels.max()) if not 0 <= label < len(names)
+        ]:
+            raise UserError(f"{images.name}: label {wrong[0]} is not within 0..{len(names) - 1}")
+    _check_classes(raw.train.labels, names, raw.train.name)
+
+
+def _check_classes(labels: np.ndarray, class_names: list[str], where: str) -> None:
+    counts = np.bincount(labels, minlength=len(class_names))
+    if absent := [class_names[label] for label in np.flatnonzero(counts == 0)]:
+        raise UserError(f"{where}: classes without training images: {name_few(absent)}")

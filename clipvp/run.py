@@ -1,0 +1,87 @@
+"""The folder of a run: what is in it, who may write to it, and what its results say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from .config import RunConfig, to_dict
+from .files import write_json, write_text
+from .registry import UserError
+
+CONFIG, METRICS, RESULTS = "config.yaml", "metrics.jsonl", "results.json"
+CHECKPOINTS, PROMPT, PLOTS = "checkpoints", "prompt", "plots"
+_ALL = (CONFIG, METRICS, RESULTS, CHECKPOINTS, PROMPT, PLOTS)
+
+
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: The folder; nothing is created before ``start``.
+        writes: False on all processes but the main one: every write is then left to it.
+    """
+
+    def __init__(self, path: str | Path, writes: bool = True):
+        self.path, self.writes = Path(path), writes
+
+    def holds_run(self) -> bool:
+        return any((self.path / name).exists() for name in _ALL)
+
+    def check(self, resume: bool, overwrite: bool) -> None:
+        """Raise ``UserError`` where the folder holds a run and nobody asked to go on with it or to remove it."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"output: {str(self.path)!r} is a file, not a folder")
+        if self.holds_run() and not resume and not overwrite:
+            raise UserError(
+                f"output: {str(self.path)!r} holds a run already; choose another folder, go on with "
+                "--resume auto, or replace it with --overwrite true"
+            )
+
+    def start(self, config: RunConfig, overwrite: bool) -> None:
+        """Create the folder with the resolved config; of another run only its own files are removed."""
+        if not self.writes:
+            return
+        if overwrite:
+            for name in _ALL:
+                target = self.path / name
+                shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / CONFIG, config_yaml(config))
+
+    def write_metrics(self, history: list[dict[str, Any]]) -> None:
+        """Write one line an epoch; whole, so that a resumed run leaves no line twice."""
+        if self.writes:
+            write_text(
+                self.path / METRICS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in history)
+            )
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        if self.writes:
+            write_json(self.path / RESULTS, results)
+
+
+def config_yaml(config: RunConfig) -> str:
+    """Return a config as YAML that ``--config`` reads; how a run was started again is not part of it."""
+    import yaml
+
+    values = to_dict(config)
+    del values["resume"], values["overwrite"]
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def read_results(folder: str | Path) -> dict[str, Any]:
+    """Return the results of a finished run.
+
+    Raises:
+        UserError: The folder holds no finished run.
+    """
+    path = Path(folder) / RESULTS
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{str(folder)!r} holds no finished run: {RESULTS} is missing") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{str(path)!r} is damaged: {error}") from error

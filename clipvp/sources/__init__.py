@@ -1,0 +1,64 @@
+"""Frozen source models by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..registry import SOURCES, UserError, nearest
+from .base import Source, check_forward, check_precision
+
+__all__ = ["Source", "load_source"]
+
+
+def load_source(
+    name: str,
+    *,
+    canvas: int | Sequence[int] | None = None,
+    class_names: Sequence[str] | None = None,
+    templates: Sequence[str] | None = None,
+    precision: str = "fp32",
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> Source:
+    """Load a frozen model by name, ``scheme:model``.
+
+    Schemes: ``timm:resnet18.a1_in1k``, ``timm:local-dir:FOLDER``, ``hf:microsoft/resnet-50``, ``hf:FOLDER``
+    (transformers), ``offline:lite0`` (out of a pip package).
+
+    Args:
+        name: The scheme and what it names.
+        canvas: Input size in pixels, a number for a square or (H, W); the model's own when None.
+        class_names: For CLIP, the T class names of the label space.
+        templates: For CLIP, the templates of the label space, each with one ``{}``.
+        precision: fp32, bf16 or fp16, of the frozen network only.
+        device: Where it runs; the CPU when None.
+        revision: Branch, tag or commit of a hub model.
+        local_files_only: Take what the local hub cache holds, never ask the network.
+
+    Returns:
+        The source, frozen and in evaluation mode.
+
+    Raises:
+        UserError: An unknown name, a model that is not to be had, or a canvas that it does not take.
+    """
+    scheme, colon, model = name.partition(":")
+    if not colon or scheme not in SOURCES:
+        schemes = [f"{known}:" for known in SOURCES.names()]
+        raise UserError(f"unknown source {name!r}; a name is scheme:model; {nearest(scheme + ':', schemes)}")
+    device = torch.device(device or "cpu")
+    # Denormal numbers slow an EfficientNet on a CPU by several times and carry nothing.
+    torch.set_flush_denormal(True)
+    source = SOURCES.get(scheme)(
+        model,
+        name=name,
+        canvas=(canvas, canvas) if isinstance(canvas, int) else canvas,
+        class_names=class_names,
+        templates=templates,
+        precision=check_precision(precision, device),
+        revision=revision,
+        local_files_only=local_files_only,
+    )
+    return check_forward(source.to(device))

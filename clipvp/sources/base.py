@@ -1,0 +1,198 @@
+"""A source: a frozen vision model from pixels in [0, 1] to source logits, its labels and its preprocessing.
+
+Normalisation lives here and nowhere else. Parameters never train, statistics never move, and the gradient
+of the pixels always passes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ..images import Resize
+from ..labels import LabelSpace
+from ..registry import UserError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# In fp16 the pixels' gradient of a mean loss underflows; a power of two scales it without rounding.
+_FP16_SCALE = 2.0**12
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a model wants of its images: the resize rule, and mean and std of the channels in [0, 1]."""
+
+    resize: Resize
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def at(self, canvas: Sequence[int] | None) -> Preprocessing:
+        """Return the same preprocessing for another canvas (H, W)."""
+        return self if canvas is None else replace(self, resize=replace(self.resize, size=tuple(canvas)))
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return gradient * ctx.factor, None
+
+
+class Source(nn.Module):
+    """A frozen model with its label space.
+
+    Args:
+        network: Module from normalised pixels (B, 3, H, W) to logits (B, S).
+        labels: The S source labels.
+        preprocessing: The model's own; its resize gives the canvas.
+        name: The name that ``load_source`` takes.
+        revision: Branch, tag or commit that was asked for.
+        precision: fp32, bf16 or fp16, of the network only; pixels in and logits out are fp32.
+
+    Attributes:
+        canvas: (H, W) in pixels.
+        mean, std: Buffers (3, 1, 1) of the normalisation.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        labels: LabelSpace,
+        preprocessing: Preprocessing,
+        name: str,
+        revision: str | None = None,
+        precision: str = "fp32",
+    ):
+        super().__init__()
+        self.network = network.requires_grad_(False).eval()
+        self.labels = labels
+        self.preprocessing = preprocessing
+        self.name, self.revision, self.precision = name, revision, precision
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(preprocessing.std).view(3, 1, 1), persistent=False)
+        self._fingerprint: str | None = None
+        if precision != "fp32":
+            _ = self.fingerprint  # of the weights as they were loaded
+            for module in network.modules():
+                if isinstance(module, (nn.Linear, nn.Conv2d)):
+                    module.to(DTYPES[precision])
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        return self.preprocessing.resize.size
+
+    @property
+    def resize(self) -> Resize:
+        """How the model's own preprocessing brings an image to the canvas."""
+        return self.preprocessing.resize
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of every weight, as loaded: two sources with the same one give the same logits."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256()
+            for key, value in sorted(self.network.state_dict().items()):
+                digest.update(f"{key} {tuple(value.shape)} {value.dtype};".encode())
+                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            self._fingerprint = digest.hexdigest()[:16]
+        return self._fingerprint
+
+    def train(self, mode: bool = True) -> Source:
+        """Stay in evaluation mode, whatever a parent module asks for."""
+        return super().train(False)
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        return (pixels - self.mean) / self.std
+
+    def run(self, network: nn.Module, *inputs) -> Tensor:
+        """Return ``network(*inputs)`` in float32, computed in the source's precision."""
+        if self.precision == "fp32":
+            return network(*inputs).float()
+        with torch.autocast(self.mean.device.type, DTYPES[self.precision]):
+            if self.precision == "fp16":
+                inputs = [
+                    _ScaleGradient.apply(x, 1 / _FP16_SCALE) if torch.is_tensor(x) else x for x in inputs
+                ]
+                return _ScaleGradient.apply(network(*inputs).float(), _FP16_SCALE)
+            return network(*inputs).float()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return source logits (B, S) float32 of pixels (B, 3, H, W), the images in [0, 1]."""
+        return self.run(self.network, self.normalize(pixels))
+
+    def classifier_head(self) -> nn.Linear:
+        """Return the last linear layer, the one that makes the logits.
+
+        Raises:
+            UserError: The network does not end in a linear layer.
+        """
+        linear = [
+            m
+            for m in self.network.modules()
+            if isinstance(m, nn.Linear) and m.out_features == len(self.labels)
+        ]
+        if not linear:
+            raise UserError(
+                f"source {self.name!r}: no linear classifier layer was found, so no features before it"
+            )
+        return linear[-1]
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Return features (B, D) float32: what the classifier layer is given."""
+        seen: list[Tensor] = []
+        handle = self.classifier_head().register_forward_pre_hook(
+            lambda module, inputs: seen.append(inputs[0])
+        )
+        try:
+            self(pixels)
+        finally:
+            handle.remove()
+        return seen[-1].float()
+
+    @property
+    def num_features(self) -> int:
+        return self.classifier_head().in_features
+
+    def extra_repr(self) -> str:
+        return f"{self.name}, S={len(self.labels)}, canvas={self.canvas}, precision={self.precision}"
+
+
+def check_precision(precision: str, device: torch.device) -> str:
+    """Return the precision to use on a device: half precision on a CPU is far slower, so fp32 there."""
+    if precision != "fp32" and device.type == "cpu":
+        warnings.warn(
+            f"source.precision: {precision} is slower than fp32 on a CPU; fp32 is used", stacklevel=3
+        )
+        return "fp32"
+    return precision
+
+
+def check_forward(source: Source) -> Source:
+    """Run one empty image through a source and hold the number of its logits against its labels.
+
+    Raises:
+        UserError: The architecture does not take the canvas, or the labels do not fit the logits.
+    """
+    try:
+        with torch.no_grad():
+            logits = source(torch.zeros(1, 3, *source.canvas, device=source.mean.device))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        height, width = source.canvas
+        raise UserError(
+            f"source.canvas: {source.name!r} does not take {height}x{width} pixels: {reason}"
+        ) from error
+    if logits.ndim != 2 or logits.shape[1] != len(source.labels):
+        raise UserError(
+            f"source {source.name!r} gives logits {tuple(logits.shape)} for {len(source.labels)} labels"
+        )
+    return source

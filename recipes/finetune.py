@@ -1,0 +1,35 @@
+"""Full fine-tuning: every weight of the source trains, with a new head for the task's classes.
+
+    accelerate launch recipes/finetune.py --source.name offline:lite0 --data.name mnist5k --data.max_train 1000
+
+The sections prompt and mapping are not used. Defaults are the paper's: Adam 1e-4, weight decay 5e-4, cosine
+per epoch. Images, in training and in testing, are only resized and cropped as the model's own preprocessing does.
+"""
+
+from clipvp.cli import parse, user_errors
+from clipvp.config import OptimConfig
+
+
+def main() -> None:
+    optim = OptimConfig(lr=1e-4, weight_decay=5e-4, schedule="cosine_epoch")
+    config, _ = parse(__doc__, defaults={"optim": optim, "output": "runs/finetune"})
+    with user_errors():
+        from accelerate import Accelerator
+
+        from clipvp import fit, load_task
+        from clipvp.baselines import head_classifier
+        from clipvp.model import source_from_config
+        from clipvp.report import summary
+        from clipvp.run import RunFolder
+
+        accelerator = Accelerator()
+        RunFolder(config.output).check(resume=config.resume == "auto", overwrite=config.overwrite)
+        task = load_task(config.data, seed=config.seed, protocol=config.train.protocol)
+        source = source_from_config(config.source, device=accelerator.device)
+        classifier = head_classifier(source, task.class_names, train_network=True)
+        result = fit(classifier, task, config, accelerator)
+        accelerator.print(summary(result.results, result.output))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""The linear probe: a new head on the frozen source's features, which are computed once.
+
+    python recipes/linear_probe.py --source.name offline:lite0 --data.name mnist5k --data.max_train 1000
+
+The sections prompt and mapping are not used. Defaults are the paper's: Adam 0.1 on the head, 200 epochs.
+"""
+
+from clipvp.cli import parse, user_errors
+from clipvp.config import OptimConfig, TrainConfig
+
+
+def main() -> None:
+    config, _ = parse(
+        __doc__,
+        defaults={
+            "optim": OptimConfig(lr=0.1),
+            "train": TrainConfig(epochs=200),
+            "output": "runs/linear_probe",
+        },
+    )
+    with user_errors():
+        from accelerate import Accelerator
+
+        from clipvp import load_task
+        from clipvp.baselines import extract_features, fit_linear_probe, head_classifier
+        from clipvp.data.batches import Batches
+        from clipvp.model import source_from_config
+        from clipvp.progress import Clock, Progress
+        from clipvp.report import build_results, summary
+        from clipvp.run import RunFolder
+
+        accelerator, clock, progress = Accelerator(), Clock(), Progress(config.train.progress)
+        run = RunFolder(config.output)
+        run.check(resume=False, overwrite=config.overwrite)
+        task = load_task(config.data, seed=config.seed, protocol=config.train.protocol)
+        source = source_from_config(config.source, device=accelerator.device)
+        with clock("data"):
+            splits = ["train", "val", "test"] if task.val is not None else ["train", "test"]
+            data = {split: Batches(task.tensors(split, source.resize), accelerator) for split in splits}
+        run.start(config, config.overwrite)
+        classifier = head_classifier(source, task.class_names, train_network=False)
+        with clock("features"):
+            features = {
+                split: extract_features(
+                    source, batches, config.train.batch_size, progress, f"features of {split}"
+                )
+                for split, batches in data.items()
+            }
+            labels = {split: batches.labels.to(accelerator.device) for split, batches in data.items()}
+        with clock("training"):
+            test, best = fit_linear_probe(classifier, features, labels, config, accelerator)
+        results = build_results(
+            config, classifier, task, data, best, test, clock, accelerator, "linear probe"
+        )
+        run.write_results(results)
+        print(summary(results, run.path))
+
+
+if __name__ == "__main__":
+    main()

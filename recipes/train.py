@@ -1,0 +1,29 @@
+"""Train a visual prompt with a label mapping.
+
+    accelerate launch recipes/train.py --config recipes/configs/quickstart.yaml [--section.key value ...]
+
+`--print_config` shows the config that results, `--help` every key.
+"""
+
+from clipvp.cli import parse, user_errors
+
+
+def main() -> None:
+    config, _ = parse(__doc__)
+    with user_errors():
+        from accelerate import Accelerator
+
+        from clipvp import build_classifier, fit, load_task
+        from clipvp.report import summary
+        from clipvp.run import RunFolder
+
+        accelerator = Accelerator()
+        RunFolder(config.output).check(resume=config.resume == "auto", overwrite=config.overwrite)
+        task = load_task(config.data, seed=config.seed, protocol=config.train.protocol)
+        classifier = build_classifier(config, task.class_names, accelerator.device)
+        result = fit(classifier, task, config, accelerator)
+        accelerator.print(summary(result.results, result.output))
+
+
+if __name__ == "__main__":
+    main()
