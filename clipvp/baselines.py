@@ -36,21 +36,16 @@ class HeadSource(Source):
 
     def __init__(self, source: Source, class_names: Sequence[str], train_network: bool):
         super().__init__(
-            copy.deepcopy(source.network),
+            source.headless_network(),
             LabelSpace(tuple(class_names)),
             source.preprocessing,
             source.name,
             source.revision,
+            fingerprint=source.fingerprint,
         )
-        self._fingerprint = source.fingerprint
-        old = next(
-            m for n, m in self.network.named_modules() if n == _name_of(source, source.classifier_head())
-        )
-        self.head = nn.Linear(old.in_features, len(class_names))
+        self.head = nn.Linear(source.num_features, len(class_names))
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        _replace(self.network, old, self.head)
-        self.head.requires_grad_(True)
         self.train_network = train_network
         if train_network:
             self.network.requires_grad_(True)
@@ -59,19 +54,8 @@ class HeadSource(Source):
         """Follow ``mode`` when the network trains, stay in evaluation mode when it does not."""
         return nn.Module.train(self, mode and self.train_network)
 
-    def classifier_head(self) -> nn.Linear:
-        return self.head
-
-
-def _name_of(source: Source, module: nn.Module) -> str:
-    return next(name for name, other in source.network.named_modules() if other is module)
-
-
-def _replace(network: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    for module in network.modules():
-        for name, child in module.named_children():
-            if child is old:
-                setattr(module, name, new)
+    def logits(self, output: Tensor) -> Tensor:
+        return self.head(output)
 
 
 def head_classifier(source: Source, class_names: Sequence[str], train_network: bool) -> PromptedClassifier:

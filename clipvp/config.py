@@ -87,17 +87,30 @@ class MappingConfig:
         refresh: Epochs between two refreshes of a frequency mapping: 1 is ILM, never is FLM.
         assignment: greedy (the paper's) or optimal (largest total count).
         statistics: exact (a counting pass over the training set) or running (counts of the training steps).
+        within: class restricts a class to the labels of its own name: template selection (CLIP, frequency).
+        templates: For CLIP, a set's name, one template, a list or a text file, one a line; when empty the paper's 81,
+            and for identity "This is a photo of a {}.".
+        class_names: For CLIP, the task's class name to the name to put into templates.
     """
 
     kind: str = "frequency"
     refresh: int | str = 1
     assignment: str = "greedy"
     statistics: str = "exact"
+    within: str | None = None
+    templates: str | list[str] | None = None
+    class_names: dict[str, str] | None = None
 
     def __post_init__(self):
         MAPPINGS.check(self.kind)
         check_choice("mapping.assignment", self.assignment, ["greedy", "optimal"])
         check_choice("mapping.statistics", self.statistics, ["exact", "running"])
+        if self.within is not None:
+            check_choice("mapping.within", self.within, ["class"])
+            if self.kind != "frequency":
+                raise UserError(
+                    f"mapping.within: {self.within} goes with mapping.kind: frequency, not {self.kind}"
+                )
         if isinstance(self.refresh, str):
             if self.refresh != NEVER:
                 raise UserError(
@@ -242,7 +255,7 @@ class RunConfig:
         optim: The optimiser.
         train: The loop.
         seed: One seed for prompt, order, augmentation, carved split and few-shot choice.
-        output: Folder of the run; runs/TASK-MAPPING-seedN when empty.
+        output: Folder of the run; runs/TASK-SOURCE-seedN when empty.
         resume: auto takes up the newest whole checkpoint in the output folder, never starts anew.
         overwrite: Remove the run that the output folder holds.
     """

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # torch loads only where tensors are written or read
+    from torch import Tensor
+
+STATE_VERSION = 1
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
@@ -49,3 +55,50 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+class Damaged(ValueError):
+    """A file is not what was written."""
+
+
+def _digest(tensors: dict[str, Tensor], values: str) -> str:
+    import torch
+
+    digest = hashlib.sha256(values.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def save_state(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    """Write tensors and JSON values to one safetensors file, with a hash of everything, atomically."""
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(values, allow_nan=False)
+    metadata = {"clipvp_version": str(STATE_VERSION), "values": text, "sha256": _digest(tensors, text)}
+    write_atomic(path, lambda aside: save_file(tensors, aside, metadata))
+
+
+def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and values of a file that ``save_state`` wrote.
+
+    Raises:
+        Damaged: The file is cut, changed, or another kind of file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
+        text = metadata["values"]
+        if metadata["sha256"] != _digest(tensors, text):
+            raise Damaged(f"{path}: its content is not what was written")
+        return tensors, json.loads(text)
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise Damaged(
+            f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from error

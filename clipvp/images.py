@@ -90,9 +90,7 @@ def _array_to_pil(values: np.ndarray) -> Image.Image:
     if values.dtype == bool:
         values = values * np.uint8(255)
     elif values.dtype == np.uint16:
-        values = (
-            values.astype(np.uint32) + 128
-        ) // 257  # 65535 = 255 * 257: rounded, full range to full range
+        values = (values.astype(np.uint32) + 128) // 257  # rounded; 65535 is 255 * 257
     elif np.issubdtype(values.dtype, np.floating):
         if not -1e-3 <= values.min() <= values.max() <= 1 + 1e-3:  # not-a-number fails too
             raise ValueError(f"float values {values.min():g}..{values.max():g} are not within 0..1")

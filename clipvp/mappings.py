@@ -144,6 +144,26 @@ def assign_optimal(counts: Tensor) -> Tensor:
     return torch.from_numpy(chosen)
 
 
+def assign_within(counts: Tensor) -> Tensor:
+    """Return, for each class, its own text label with the largest count: pure template selection.
+
+    Labels are ``template * T + class``. Ties, and classes that none of their own labels was seen for, take the
+    lowest template.
+
+    Args:
+        counts: int64 (S, T), S a multiple of T.
+
+    Returns:
+        int64 (T,) of distinct source indices, on the CPU.
+    """
+    num_source, num_target = counts.shape
+    own = counts.reshape(num_source // num_target, num_target, num_target).diagonal(
+        dim1=1, dim2=2
+    )  # (templates, T)
+    template = torch.from_numpy(own.cpu().numpy().argmax(0))  # the first of equals
+    return template * num_target + torch.arange(num_target)
+
+
 ASSIGNMENTS = {"greedy": assign_greedy, "optimal": assign_optimal}
 
 
@@ -248,6 +268,7 @@ class FrequencyMapping(LabelMapping):
         assignment: greedy or optimal.
         statistics: exact: the loop runs a counting pass. running: after the first such pass the counts of
             the training steps since the last refresh serve.
+        within: "class" lets a class take labels of its own name only, for label spaces made of text.
 
     Source: ILM-VP (arXiv 2211.11635), section 4 and algorithm 1.
     """
@@ -261,11 +282,17 @@ class FrequencyMapping(LabelMapping):
         refresh: int | str = 1,
         assignment: str = "greedy",
         statistics: str = "exact",
+        within: str | None = None,
     ):
         super().__init__(
-            num_source, num_target, refresh=refresh, assignment=assignment, statistics=statistics
+            num_source,
+            num_target,
+            refresh=refresh,
+            assignment=assignment,
+            statistics=statistics,
+            within=within,
         )
-        self.refresh, self.assignment = refresh, assignment
+        self.refresh, self.assign = refresh, assign_within if within else ASSIGNMENTS[assignment]
         gathers = statistics == "running" and refresh != NEVER
         self.register_buffer(
             "running",
@@ -275,7 +302,12 @@ class FrequencyMapping(LabelMapping):
 
     @classmethod
     def from_config(cls, config, labels, class_names, seed) -> FrequencyMapping:
-        return cls(len(labels), len(class_names), config.refresh, config.assignment, config.statistics)
+        if config.within and not labels.is_text:
+            raise UserError(
+                "mapping.within: class needs a label space made of text; the source's labels are closed"
+            )
+        size = (len(labels), len(class_names))
+        return cls(*size, config.refresh, config.assignment, config.statistics, config.within)
 
     def due(self, epoch: int) -> bool:
         return epoch == 0 or (self.refresh != NEVER and epoch % self.refresh == 0)
@@ -293,7 +325,7 @@ class FrequencyMapping(LabelMapping):
             raise ValueError(
                 f"counts are {tuple(counts.shape)}, not (S, T) = {(self.num_source, self.num_target)}"
             )
-        index = ASSIGNMENTS[self.assignment](counts).to(counts.device)
+        index = self.assign(counts).to(counts.device)
         self.source_index.copy_(index)
         self.chosen_count.copy_(counts[index, torch.arange(self.num_target, device=counts.device)])
         self.class_count.copy_(counts.sum(0))
@@ -302,7 +334,7 @@ class FrequencyMapping(LabelMapping):
 
 
 class IdentityMapping(LabelMapping):
-    """Each class takes the source label of its own name.
+    """Each class takes the source label of its own name; for CLIP, its own text in one template (VP + TP).
 
     Args:
         num_source: S.
@@ -314,10 +346,18 @@ class IdentityMapping(LabelMapping):
 
     def __init__(self, num_source: int, num_target: int, source_index: Sequence[int]):
         super().__init__(num_source, num_target, source_index=list(source_index))
-        self.source_index.copy_(torch.tensor(source_index))
+        self.source_index.copy_(torch.tensor(list(source_index)))
 
     @classmethod
     def from_config(cls, config, labels, class_names, seed) -> IdentityMapping:
+        if labels.is_text:
+            if len(labels.templates) != 1:
+                raise UserError(
+                    f"mapping.kind: identity takes one template, not {len(labels.templates)}; "
+                    f"set mapping.templates, such as {labels.templates[0]!r}"
+                )
+            return cls(len(labels), len(class_names), range(len(class_names)))
+
         def plain(name: str) -> str:
             return " ".join(name.replace("_", " ").casefold().split())
 

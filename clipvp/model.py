@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .config import RunConfig, SourceConfig
+from .config import MappingConfig, RunConfig, SourceConfig
 from .hub import read_artifact, write_artifact
 from .images import Resize, to_rgb
+from .labels import LabelSpace
 from .mappings import LabelMapping, build_mapping
 from .prompts import VisualPrompt, build_prompt
 from .registry import MAPPINGS, PROMPTS, UserError
 from .sources import Source, load_source
+from .templates import PAPER_FIRST, resolve_templates, text_class_names
 
 
 class PromptedClassifier(nn.Module):
@@ -223,14 +225,14 @@ def _is_batch(images: Any) -> bool:
 
 def source_from_config(
     config: SourceConfig,
-    class_names: Sequence[str] | None = None,
+    labels: Callable[[], LabelSpace] | None = None,
     device: str | torch.device | None = None,
 ) -> Source:
-    """Return the source that a config names; class names make the label space of a CLIP."""
+    """Return the source that a config names; ``labels`` makes the label space where it is a CLIP."""
     return load_source(
         config.name,
         canvas=config.canvas,
-        class_names=class_names,
+        labels=labels,
         precision=config.precision,
         revision=config.revision,
         local_files_only=config.local_files_only,
@@ -238,11 +240,21 @@ def source_from_config(
     )
 
 
+def text_label_space(config: MappingConfig, class_names: Sequence[str]) -> LabelSpace:
+    """Return the label space that a config describes for a CLIP and a task's class names."""
+    templates = config.templates or (PAPER_FIRST if config.kind == "identity" else "paper")
+    return LabelSpace.from_templates(
+        resolve_templates(templates), text_class_names(class_names, config.class_names)
+    )
+
+
 def build_classifier(
     config: RunConfig, class_names: Sequence[str], device: str | torch.device | None = None
 ) -> PromptedClassifier:
     """Return the untrained classifier that a config describes for a task's class names."""
-    source = source_from_config(config.source, class_names, device)
+    source = source_from_config(config.source, lambda: text_label_space(config.mapping, class_names), device)
+    if config.mapping.templates is not None and not source.labels.is_text:
+        raise UserError(f"mapping.templates: {source.name!r} has a closed label set and no text tower")
     prompt = build_prompt(config.prompt, source.canvas, source.preprocessing.std)
     mapping = build_mapping(config.mapping, source.labels, class_names, config.seed)
     return PromptedClassifier(prompt, source, mapping, class_names).to(source.mean.device)

@@ -33,7 +33,7 @@ def lr_at(config: OptimConfig, step: int, steps_per_epoch: int, epochs: int) -> 
 
     Returns:
         ``lr`` times the schedule's factor. Warm-up: (step + 1) / warm-up steps while below 1. multistep:
-        gamma for each milestone m with int(m * epochs) epochs done. cosine: (1 + cos(pi * p)) / 2 with p
+        gamma for each milestone m with int(m * epochs) epochs done, one at least. cosine: (1 + cos(pi * p)) / 2 with p
         the share of the steps after warm-up that are done; cosine_epoch: the same at the epoch's first step. constant: 1.
 
     Source: ILM-VP's reference: Adam with MultiStep at 50 % and 72 %, SGD with cosine per step.
@@ -44,7 +44,7 @@ def lr_at(config: OptimConfig, step: int, steps_per_epoch: int, epochs: int) -> 
         return config.lr * (step + 1) / warmup
     if config.schedule == "multistep":
         epoch = step // steps_per_epoch
-        return config.lr * config.gamma ** sum(epoch >= int(m * epochs) for m in config.milestones)
+        return config.lr * config.gamma ** sum(epoch >= max(1, int(m * epochs)) for m in config.milestones)
     if config.schedule == "cosine_epoch":
         step = max(warmup, step - step % steps_per_epoch)
     if config.schedule in ("cosine", "cosine_epoch"):

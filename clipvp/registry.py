@@ -96,6 +96,7 @@ SOURCES = Registry(
     {
         "timm": "clipvp.sources.closed:load_timm",
         "hf": "clipvp.sources.closed:load_hf",
+        "open_clip": "clipvp.sources.clip:load_open_clip",
         "offline": "clipvp.sources.offline:load_offline",
     },
 )

@@ -7,12 +7,12 @@ per epoch. Images, in training and in testing, are only resized and cropped as t
 """
 
 from clipvp.cli import parse, user_errors
-from clipvp.config import OptimConfig
+
+PAPER = {"optim.lr": 1e-4, "optim.weight_decay": 5e-4, "optim.schedule": "cosine_epoch"}
 
 
 def main() -> None:
-    optim = OptimConfig(lr=1e-4, weight_decay=5e-4, schedule="cosine_epoch")
-    config, _ = parse(__doc__, defaults={"optim": optim, "output": "runs/finetune"})
+    config, _ = parse(__doc__, defaults={**PAPER, "output": "runs/finetune"})
     with user_errors():
         from accelerate import Accelerator
 

@@ -6,18 +6,12 @@ The sections prompt and mapping are not used. Defaults are the paper's: Adam 0.1
 """
 
 from clipvp.cli import parse, user_errors
-from clipvp.config import OptimConfig, TrainConfig
+
+PAPER = {"optim.lr": 0.1, "train.epochs": 200}
 
 
 def main() -> None:
-    config, _ = parse(
-        __doc__,
-        defaults={
-            "optim": OptimConfig(lr=0.1),
-            "train": TrainConfig(epochs=200),
-            "output": "runs/linear_probe",
-        },
-    )
+    config, _ = parse(__doc__, defaults={**PAPER, "output": "runs/linear_probe"})
     with user_errors():
         from accelerate import Accelerator
 

@@ -174,8 +174,10 @@ def build_task(name: str, raw: RawTask, config: DataConfig, *, seed: int = 0, pr
     check_choice("train.protocol", protocol, ["val", "paper"])
     _check(raw)
     num_classes, train, val, test = len(raw.class_names), raw.train, raw.val, raw.test
-    test_from = "its own split" if test is not None else "carved from train"
+    given = raw.info.get("splits", {})  # says so when a validation split is the test set
+    test_from, val_from = given.get("test", "test"), given.get("val", "val")
     if test is None:
+        test_from = "carved from train"
         train_rows, test_rows = carve_test(train.labels, num_classes, config.test)
         if not len(test_rows):
             raise UserError(
@@ -190,7 +192,6 @@ def build_task(name: str, raw: RawTask, config: DataConfig, *, seed: int = 0, pr
     share = config.val if protocol == "val" and val is None else 0.0
     limits = {"shots": config.shots, "max_train": config.max_train}
     train_rows, val_rows = choose_train(train.labels, num_classes, seed=seed, val=share, **limits)
-    val_from = "its own split"
     if protocol == "paper" or (val is None and not len(val_rows)):
         val, val_from = None, "none"
     elif val is None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
+from ..labels import LabelSpace
 from ..registry import SOURCES, UserError, nearest
+from ..templates import PAPER_FIRST
 from .base import Source, check_forward, check_precision
 
 __all__ = ["Source", "load_source"]
@@ -18,6 +20,7 @@ def load_source(
     canvas: int | Sequence[int] | None = None,
     class_names: Sequence[str] | None = None,
     templates: Sequence[str] | None = None,
+    labels: Callable[[], LabelSpace] | None = None,
     precision: str = "fp32",
     device: str | torch.device | None = None,
     revision: str | None = None,
@@ -26,13 +29,17 @@ def load_source(
     """Load a frozen model by name, ``scheme:model``.
 
     Schemes: ``timm:resnet18.a1_in1k``, ``timm:local-dir:FOLDER``, ``hf:microsoft/resnet-50``, ``hf:FOLDER``
-    (transformers), ``offline:lite0`` (out of a pip package).
+    (transformers: image classifiers, CLIP, SigLIP), ``open_clip:ViT-B-32-quickgelu/openai``,
+    ``open_clip:hf-hub:ORG/NAME``, ``open_clip:local-dir:FOLDER``, ``offline:lite0`` and ``offline:lite0-minilm``
+    (out of pip packages).
 
     Args:
         name: The scheme and what it names.
         canvas: Input size in pixels, a number for a square or (H, W); the model's own when None.
         class_names: For CLIP, the T class names of the label space.
-        templates: For CLIP, the templates of the label space, each with one ``{}``.
+        templates: For CLIP, the templates of the label space, each with one ``{}``; "This is a photo of a {}."
+            when None.
+        labels: Makes the label space, instead of class names and templates; called only if the model is a CLIP.
         precision: fp32, bf16 or fp16, of the frozen network only.
         device: Where it runs; the CPU when None.
         revision: Branch, tag or commit of a hub model.
@@ -55,10 +62,17 @@ def load_source(
         model,
         name=name,
         canvas=(canvas, canvas) if isinstance(canvas, int) else canvas,
-        class_names=class_names,
-        templates=templates,
+        labels=labels or (lambda: _text_labels(name, class_names, templates)),
         precision=check_precision(precision, device),
         revision=revision,
         local_files_only=local_files_only,
     )
+    if templates is not None and not source.labels.is_text:
+        raise UserError(f"source {name!r} has a closed label set and no text tower, so it takes no templates")
     return check_forward(source.to(device))
+
+
+def _text_labels(name: str, class_names: Sequence[str] | None, templates: Sequence[str] | None) -> LabelSpace:
+    if not class_names:
+        raise UserError(f"source {name!r} is a CLIP: its labels are made of text, so it needs class names")
+    return LabelSpace.from_templates(templates or [PAPER_FIRST], class_names)

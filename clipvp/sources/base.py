@@ -6,6 +6,7 @@ of the pixels always passes.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import warnings
 from collections.abc import Sequence
@@ -57,6 +58,7 @@ class Source(nn.Module):
         name: The name that ``load_source`` takes.
         revision: Branch, tag or commit that was asked for.
         precision: fp32, bf16 or fp16, of the network only; pixels in and logits out are fp32.
+        fingerprint: Of the weights, where more than the network's decide the logits.
 
     Attributes:
         canvas: (H, W) in pixels.
@@ -71,6 +73,7 @@ class Source(nn.Module):
         name: str,
         revision: str | None = None,
         precision: str = "fp32",
+        fingerprint: str | None = None,
     ):
         super().__init__()
         self.network = network.requires_grad_(False).eval()
@@ -79,7 +82,7 @@ class Source(nn.Module):
         self.name, self.revision, self.precision = name, revision, precision
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std).view(3, 1, 1), persistent=False)
-        self._fingerprint: str | None = None
+        self._fingerprint = fingerprint
         if precision != "fp32":
             _ = self.fingerprint  # of the weights as they were loaded
             for module in network.modules():
@@ -99,11 +102,7 @@ class Source(nn.Module):
     def fingerprint(self) -> str:
         """A hash of every weight, as loaded: two sources with the same one give the same logits."""
         if self._fingerprint is None:
-            digest = hashlib.sha256()
-            for key, value in sorted(self.network.state_dict().items()):
-                digest.update(f"{key} {tuple(value.shape)} {value.dtype};".encode())
-                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-            self._fingerprint = digest.hexdigest()[:16]
+            self._fingerprint = weights_fingerprint(self.network)
         return self._fingerprint
 
     def train(self, mode: bool = True) -> Source:
@@ -125,9 +124,13 @@ class Source(nn.Module):
                 return _ScaleGradient.apply(network(*inputs).float(), _FP16_SCALE)
             return network(*inputs).float()
 
+    def logits(self, output: Tensor) -> Tensor:
+        """Return source logits (B, S) from what the network gives, here the logits themselves."""
+        return output
+
     def forward(self, pixels: Tensor) -> Tensor:
         """Return source logits (B, S) float32 of pixels (B, 3, H, W), the images in [0, 1]."""
-        return self.run(self.network, self.normalize(pixels))
+        return self.logits(self.run(self.network, self.normalize(pixels)))
 
     def classifier_head(self) -> nn.Linear:
         """Return the last linear layer, the one that makes the logits.
@@ -162,8 +165,27 @@ class Source(nn.Module):
     def num_features(self) -> int:
         return self.classifier_head().in_features
 
+    def headless_network(self) -> nn.Module:
+        """Return a copy of the network that gives features (B, D) in the place of logits."""
+        head = self.classifier_head()
+        path = next(name for name, module in self.network.named_modules() if module is head)
+        network = copy.deepcopy(self.network)
+        parent, _, child = path.rpartition(".")
+        setattr(network.get_submodule(parent), child, nn.Identity())
+        return network
+
     def extra_repr(self) -> str:
         return f"{self.name}, S={len(self.labels)}, canvas={self.canvas}, precision={self.precision}"
+
+
+def weights_fingerprint(*modules: nn.Module) -> str:
+    """Return a hash of every weight and buffer of some modules, 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for key, value in sorted(module.state_dict().items()):
+            digest.update(f"{key} {tuple(value.shape)} {value.dtype};".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def check_precision(precision: str, device: torch.device) -> str:

@@ -10,7 +10,7 @@ from ..images import Resize
 from ..labels import LabelSpace, unique_names
 from ..registry import UserError, nearest
 from .base import Preprocessing, Source
-from .hub import hub_errors, offline_if
+from .hub import hub_errors, offline_if, quiet_transformers
 
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
@@ -143,7 +143,7 @@ def load_hf_closed(model: str, config, *, name: str, canvas, precision: str, **h
 
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-    with hub_errors(name, model):
+    with hub_errors(name, model), quiet_transformers():
         processor = AutoImageProcessor.from_pretrained(model, **hub).to_dict()
         network = AutoModelForImageClassification.from_pretrained(model, **hub)
     preprocessing = hf_preprocessing(processor).at(canvas)
@@ -156,12 +156,22 @@ def load_hf_closed(model: str, config, *, name: str, canvas, precision: str, **h
 
 
 def load_hf(model: str, *, name: str, revision: str | None, local_files_only: bool, **options):
-    """Load ``hf:ORG/NAME`` or ``hf:FOLDER`` with transformers."""
+    """Load ``hf:ORG/NAME`` or ``hf:FOLDER`` with transformers: an image classifier, or a CLIP of any kind."""
     from transformers import AutoConfig
 
     hub = {"revision": revision, "local_files_only": local_files_only}
     with hub_errors(name, model):
         config = AutoConfig.from_pretrained(model, **hub)
+    if hasattr(config, "text_config") and hasattr(config, "vision_config"):
+        from .clip import load_hf_clip
+
+        return load_hf_clip(model, name=name, **options, **hub)
+    kinds = config.architectures or ["unknown"]
+    if not any(kind.endswith("ForImageClassification") for kind in kinds):
+        raise UserError(
+            f"source {name!r} holds {', '.join(kinds)}: neither an image classifier (...ForImageClassification) "
+            "nor a model with an image and a text tower"
+        )
     return load_hf_closed(
         model, config, name=name, canvas=options["canvas"], precision=options["precision"], **hub
     )

