@@ -22,6 +22,7 @@ from .model import PromptedClassifier
 from .optim import build_optimizer, lr_at
 from .progress import Progress
 from .prompts import NoPrompt
+from .registry import UserError
 from .sources import Source
 
 
@@ -32,15 +33,21 @@ class HeadSource(Source):
         source: Gives the network, up to what its own classifier layer is given.
         class_names: The T target classes.
         train_network: Fine-tune every weight; else the head alone trains.
+
+    Raises:
+        UserError: Fine-tuning of weights in half precision.
     """
 
     def __init__(self, source: Source, class_names: Sequence[str], train_network: bool):
+        if train_network and source.precision != "fp32":
+            raise UserError(f"source.precision: {source.precision} weights do not train; give fp32")
         super().__init__(
             source.headless_network(),
             LabelSpace(tuple(class_names)),
             source.preprocessing,
             source.name,
             source.revision,
+            source.precision,
             fingerprint=source.fingerprint,
         )
         self.head = nn.Linear(source.num_features, len(class_names))

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from .config import RunConfig
+from .interrupt import EXIT_CODE, Interrupted
 from .registry import UserError
 
 Config = TypeVar("Config")
@@ -39,18 +40,20 @@ class _Help(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn a ``UserError`` into one line on the main process and exit code 2 on all."""
+    """Turn a ``UserError`` into one line on the main process and exit code 2 on all, a stop on request into 75."""
     try:
         yield
     except UserError as error:
         fail(str(error))
+    except Interrupted as stopped:
+        fail(str(stopped), EXIT_CODE)
 
 
-def fail(message: str) -> None:
-    """Print one line and exit with code 2."""
+def fail(message: str, code: int = 2) -> None:
+    """Print one line and exit."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+        print(f"{'error: ' if code == 2 else ''}{' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
 
 
 def _explain(message: str, keys: Sequence[str]) -> str:

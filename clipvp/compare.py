@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .config import RunConfig, from_dict, to_dict
+from .config import RunConfig, differences, from_dict, to_dict
 from .registry import UserError
-from .run import RESULTS, RunFolder, read_results
+from .run import RESULTS, read_results
 
-# What says how a run was started and shown, not what it computes.
-_NOT_COMPUTED = ("output", "resume", "overwrite")
-_COLUMNS = {"test.last": "test, last", "test.best_val": "test, best on val", "val.best": "val, best"}
+_COLUMNS = {
+    "test.last": "test, last",
+    "test.best_val": "test, best on val",
+    "val.best": "val, best",
+    "test.best_on_test": "test, best on test",
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def with_overrides(base: RunConfig, overrides: dict[str, Any], seed: int, output
         if not isinstance(target, dict) or last not in target:
             raise UserError(f"unknown key {key!r} in the grid; recipes/train.py --help lists all keys")
         target[last] = value
-    return from_dict({**values, "seed": seed, "output": str(output), "resume": "never"})
+    return from_dict({**values, "seed": seed, "output": str(output), "resume": "auto", "overwrite": False})
 
 
 def finished(config: RunConfig) -> dict[str, Any] | None:
@@ -71,29 +74,12 @@ def finished(config: RunConfig) -> dict[str, Any] | None:
     if not (Path(config.output) / RESULTS).exists():
         return None
     results = read_results(config.output)
-    ours, theirs = (_computed(values) for values in (to_dict(config), results.get("config", {})))
-    if ours != theirs:
-        differ = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+    differ = differences(results.get("config", {}), to_dict(config))
+    if differ:
         raise UserError(
-            f"{config.output!r} holds a run of another config (it differs in {', '.join(differ)}); "
-            "choose another --output"
+            f"{config.output!r} holds a run of another config ({'; '.join(differ)}); choose another --output"
         )
     return results
-
-
-def prepare(config: RunConfig) -> RunConfig:
-    """Return the config with leave to replace a run in its folder that did not finish."""
-    return from_dict({**to_dict(config), "overwrite": RunFolder(config.output).holds_run()})
-
-
-def _computed(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _computed(value, f"{prefix}{key}.")
-        elif f"{prefix}{key}" not in (*_NOT_COMPUTED, "train.progress", "data.cache_dir"):
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def summarise(cells: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -106,7 +92,7 @@ def summarise(cells: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     for name, runs in cells.items():
         row: dict[str, Any] = {"cell": name, "seeds": [run["seed"] for run in runs]}
         for metric in _COLUMNS:
-            values = [run["metrics"][metric]["acc1"] for run in runs]
+            values = [run["metrics"].get(metric, {}).get("acc1") for run in runs]
             row[metric] = None
             if values and None not in values:
                 deviation = statistics.stdev(values) if len(values) > 1 else None

@@ -6,6 +6,9 @@ No torch here, so that ``--help`` and a refused value cost no more than the inte
 from __future__ import annotations
 
 import dataclasses
+import math
+import types
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ NEVER = "never"
 
 
 def _positive(what: str, value: float | None, zero: bool = False) -> None:
-    if value is not None and (value < 0 or (value == 0 and not zero)):
+    if value is not None and not (0 <= value < math.inf and (zero or value != 0)):  # not-a-number fails too
         raise UserError(f"{what}: {value} is not allowed; give a number {'>= 0' if zero else '> 0'}")
 
 
@@ -59,6 +62,7 @@ class PromptConfig:
         patch_position: [top, left] in pixels of the square (patch).
         space: pixel, or normalized: delta is added after the source's normalisation (additive prompts).
         clip: Clamp prompted pixels to [0, 1] (additive prompts).
+        share_border: Compute the network's work on the frame once a batch, not once an image (padding): exact, faster.
     """
 
     kind: str = "padding"
@@ -68,6 +72,7 @@ class PromptConfig:
     patch_position: list[int] = field(default_factory=lambda: [0, 0])
     space: str = "pixel"
     clip: bool = False
+    share_border: bool = True
 
     def __post_init__(self):
         PROMPTS.check(self.kind)
@@ -205,6 +210,8 @@ class OptimConfig:
         _positive("optim.lr", self.lr)
         for name in ("momentum", "weight_decay", "gamma", "warmup"):
             _positive(f"optim.{name}", getattr(self, name), zero=True)
+        if not all(0 <= share <= 1 for share in self.milestones):
+            raise UserError(f"optim.milestones: {self.milestones} are not shares of the epochs; give 0 to 1")
         if self.warmup > 1:
             raise UserError(f"optim.warmup: {self.warmup} is not a share of the steps; give 0 to 1")
 
@@ -220,6 +227,7 @@ class TrainConfig:
         eval_every: Epochs between two validations.
         test_every_epoch: With protocol paper, also score the test set each epoch and report its best, named so.
         save_every: Epochs between two checkpoints.
+        save_minutes: Minutes after which a checkpoint is made within an epoch too.
         keep: Checkpoints kept.
         progress: Show progress bars.
     """
@@ -230,12 +238,13 @@ class TrainConfig:
     eval_every: int = 1
     test_every_epoch: bool = False
     save_every: int = 1
+    save_minutes: float | None = None
     keep: int = 2
     progress: bool = True
 
     def __post_init__(self):
         check_choice("train.protocol", self.protocol, ["val", "paper"])
-        for name in ("epochs", "batch_size", "eval_every", "save_every", "keep"):
+        for name in ("epochs", "batch_size", "eval_every", "save_every", "save_minutes", "keep"):
             _positive(f"train.{name}", getattr(self, name))
         if self.test_every_epoch and self.protocol != "paper":
             raise UserError(
@@ -285,6 +294,28 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+# What says how a run is started, shown and kept, not what it computes.
+_NOT_COMPUTED = ("output", "resume", "overwrite", "data.cache_dir", "prompt.share_border") + tuple(
+    f"train.{name}" for name in ("progress", "keep", "save_every", "save_minutes")
+)
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Return where two configs, as nested dicts, would compute something else: ``key: value, not value``."""
+    ours, theirs = _flat(one), _flat(other)
+    keys = [
+        key for key in {**ours, **theirs} if key not in _NOT_COMPUTED and ours.get(key) != theirs.get(key)
+    ]
+    return [f"{key}: {ours.get(key)!r}, not {theirs.get(key)!r}" for key in keys]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
 def from_dict(values: dict[str, Any]) -> RunConfig:
     """Return the config that ``to_dict`` gave.
 
@@ -295,13 +326,38 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
 
 
 def _fill(kind: type, values: Any, where: str) -> Any:
-    fields = {f.name: f for f in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
     if not isinstance(values, dict):
         raise UserError(f"config: {where or 'the whole'} is {values!r}, not a section with keys")
     given = {}
     for key, value in values.items():
-        check_choice(f"config, section {where}" if where else "config", key, fields)
-        default = fields[key].default_factory
-        section = default if dataclasses.is_dataclass(default) else None
-        given[key] = _fill(section, value, key) if section else value
+        check_choice(f"config, section {where}" if where else "config", key, hints)
+        if dataclasses.is_dataclass(hints[key]):
+            given[key] = _fill(hints[key], value, key)
+        else:
+            try:
+                given[key] = _typed(value, hints[key])
+            except ValueError:
+                path, allowed = f"{where}.{key}".lstrip("."), str(kind.__annotations__[key])
+                raise UserError(f"{path}: {value!r} is not allowed; give {allowed}") from None
     return kind(**given)
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """Return a value as its type has it; YAML reads 1e-3 as text, and JSON 1.0 as 1."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        for one in inner:
+            try:
+                return _typed(value, one)
+            except ValueError:
+                continue
+    elif origin is list and isinstance(value, (list, tuple)):
+        return [_typed(item, inner[0]) for item in value]
+    elif origin is dict and isinstance(value, dict):
+        return {_typed(key, inner[0]): _typed(item, inner[1]) for key, item in value.items()}
+    elif hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(hint, type) and type(value) is hint:
+        return value
+    raise ValueError(value)

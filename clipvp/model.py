@@ -16,6 +16,8 @@ from .labels import LabelSpace
 from .mappings import LabelMapping, build_mapping
 from .prompts import VisualPrompt, build_prompt
 from .registry import MAPPINGS, PROMPTS, UserError
+from .sharing import PairNetwork
+from .sharing.network import Held
 from .sources import Source, load_source
 from .templates import PAPER_FIRST, resolve_templates, text_class_names
 
@@ -28,10 +30,17 @@ class PromptedClassifier(nn.Module):
         source: Pixels to source logits (B, S).
         mapping: Source logits to target logits (B, T).
         class_names: The T target classes, in the order of the target logits.
+        share_border: Compute what the network makes of an image's surroundings, which a padding prompt has in
+            common for all images, once a batch and not once an image. The result is the same up to rounding.
     """
 
     def __init__(
-        self, prompt: VisualPrompt, source: Source, mapping: LabelMapping, class_names: Sequence[str]
+        self,
+        prompt: VisualPrompt,
+        source: Source,
+        mapping: LabelMapping,
+        class_names: Sequence[str],
+        share_border: bool = True,
     ):
         super().__init__()
         if prompt.canvas != tuple(source.canvas):
@@ -43,6 +52,8 @@ class PromptedClassifier(nn.Module):
             )
         self.prompt, self.source, self.mapping = prompt, source, mapping
         self.class_names = list(class_names)
+        self._pair_network = PairNetwork(source.network) if share_border else None
+        self._held: Held | None = None  # the surroundings' part of the work, while the prompt stands still
 
     @property
     def resize(self) -> Resize:
@@ -60,7 +71,16 @@ class PromptedClassifier(nn.Module):
 
     def source_logits(self, images: Tensor) -> Tensor:
         """Return source logits (B, S) float32 of images (B, 3, h, w) in [0, 1]."""
-        return self.source(self.prompt(images))
+        common = self.prompt.surroundings() if self._pair_network is not None and self.is_prompt else None
+        if common is None:
+            return self.source(self.prompt(images))
+        surroundings, box = common
+        shared, region = self.source.normalize(surroundings), self.source.normalize(images)
+        if not torch.is_grad_enabled():
+            if self._held is None or not self._held.fresh:
+                self._held = self._pair_network.hold(shared, self.prompt.delta)
+            shared = self._held
+        return self.source.logits(self.source.run(self._pair_network, shared, region, box))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return target logits (B, T) float32 of images (B, 3, h, w) in [0, 1]."""
@@ -257,4 +277,5 @@ def build_classifier(
         raise UserError(f"mapping.templates: {source.name!r} has a closed label set and no text tower")
     prompt = build_prompt(config.prompt, source.canvas, source.preprocessing.std)
     mapping = build_mapping(config.mapping, source.labels, class_names, config.seed)
-    return PromptedClassifier(prompt, source, mapping, class_names).to(source.mean.device)
+    share = config.prompt.share_border
+    return PromptedClassifier(prompt, source, mapping, class_names, share).to(source.mean.device)

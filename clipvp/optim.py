@@ -33,8 +33,9 @@ def lr_at(config: OptimConfig, step: int, steps_per_epoch: int, epochs: int) -> 
 
     Returns:
         ``lr`` times the schedule's factor. Warm-up: (step + 1) / warm-up steps while below 1. multistep:
-        gamma for each milestone m with int(m * epochs) epochs done, one at least. cosine: (1 + cos(pi * p)) / 2 with p
-        the share of the steps after warm-up that are done; cosine_epoch: the same at the epoch's first step. constant: 1.
+        gamma for each milestone m with int(m * epochs) epochs done, one at least. cosine: (1 + cos(pi * p)) / 2
+        with p the share of the steps after warm-up that are done; cosine_epoch: the same at the epoch's first
+        step. constant: 1.
 
     Source: ILM-VP's reference: Adam with MultiStep at 50 % and 72 %, SGD with cosine per step.
     """

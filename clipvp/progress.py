@@ -48,8 +48,8 @@ class Progress:
         if self.shown:
             tqdm.write(text)
 
-    def bar(self, total: int, phase: str) -> Bar:
-        return Bar(total, phase, self.shown)
+    def bar(self, total: int, phase: str, done: int = 0) -> Bar:
+        return Bar(total, phase, self.shown, done)
 
     def watch(self, total: int, phase: str) -> Callable[[Iterable], Iterator]:
         """Return a wrapper of batches (images, labels) that shows a bar over ``total`` images."""
@@ -66,10 +66,11 @@ class Progress:
 class Bar:
     """One phase's bar: images done, images a second, and values asked for only as often as they are shown."""
 
-    def __init__(self, total: int, phase: str, shown: bool):
+    def __init__(self, total: int, phase: str, shown: bool, done: int = 0):
         # disable=None: no bar where the output is no terminal
         self._bar = tqdm(
             total=total,
+            initial=done,
             desc=phase,
             unit="img",
             leave=False,

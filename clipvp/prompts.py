@@ -57,6 +57,11 @@ class VisualPrompt(nn.Module):
         """Return how many elements of delta have an effect."""
         return int(self.mask.expand_as(self.delta).sum().item())
 
+    def surroundings(self) -> tuple[Tensor, tuple[int, int, int, int]] | None:
+        """Return what is the same on every prompted image, (1, 3, H, W), and the box (top, left, bottom, right)
+        in which the images themselves lie unchanged; None where a prompt acts on the images."""
+        return None
+
     def learned(self) -> Tensor:
         """Return what the prompt adds to the canvas, (3, H, W) in pixels, without gradient."""
         raise TypeError(f"{type(self).__name__} does not say what it adds")
@@ -118,6 +123,9 @@ class PaddingPrompt(VisualPrompt):
         top, left, bottom, right = self.box
         padded = F.pad(images, (left, self.canvas[1] - right, top, self.canvas[0] - bottom))
         return padded + self.frame()
+
+    def surroundings(self) -> tuple[Tensor, tuple[int, int, int, int]]:
+        return self.frame()[None], self.box
 
     def learned(self) -> Tensor:
         return self.frame().detach()

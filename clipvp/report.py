@@ -22,6 +22,7 @@ from .model import PromptedClassifier
 from .progress import Clock
 
 _PACKAGES = ("clipvp", "torch", "timm", "transformers", "open_clip_torch", "datasets", "accelerate", "numpy")
+VISUAL_PROMPT = "visual prompt"
 _EMPTY = {"acc1": None, "acc5": None, "mean_per_class_recall": None, "n": 0}
 
 
@@ -74,13 +75,13 @@ def build_results(
     test: dict[str, EvalResult],
     clock: Clock,
     accelerator: Accelerator,
-    method: str = "visual prompt",
+    method: str = VISUAL_PROMPT,
 ) -> dict[str, Any]:
     """Return the content of results.json; accuracies are 0..1, null where they do not apply."""
     source, mapping = classifier.source, classifier.mapping
-    saved = "best_val" if "best_val" in test else "last"
+    kept = "best_val" if "best_val" in test else "last"
     table = mapping.describe(source.labels, classifier.class_names)
-    for row, accuracy in zip(table, test[saved].per_class(), strict=True):
+    for row, accuracy in zip(table, test[kept].per_class(), strict=True):
         row["acc1"] = accuracy
     return {
         "task": task.name,
@@ -102,7 +103,7 @@ def build_results(
         "skipped_images": {split: len(batches.skipped) for split, batches in data.items()},
         "split_hash": task.split_hash,
         "protocol": config.train.protocol,
-        "saved_prompt": saved,
+        "saved_prompt": kept if method == VISUAL_PROMPT else None,
         "metrics": {
             "test.last": test["last"].to_dict(),
             "test.best_val": test["best_val"].to_dict() if "best_val" in test else dict(_EMPTY),
@@ -143,27 +144,34 @@ def epoch_line(row: dict[str, Any], epochs: int) -> str:
 
 def summary(results: dict[str, Any], output: Path, most: int = 40) -> str:
     """Return the end of a run for a person: the mapping, the accuracies, the time, and where things are."""
-    rows = [
-        [row["class"], row["label"], row["count"], percent(row["share"]), percent(row["acc1"])]
-        for row in results["mapping_table"][:most]
-    ]
-    left = len(results["mapping_table"]) - len(rows)
-    table = tabulate(
-        rows,
-        headers=["target class", "source label", "count", "of its images", "test accuracy"],
-        colalign=("left", "left", "right", "right", "right"),
+    prompted = results["method"] == VISUAL_PROMPT
+    table, left = results["mapping_table"][:most], max(0, len(results["mapping_table"]) - most)
+    columns = {"target class": [row["class"] for row in table]}
+    if prompted:  # a baseline's source labels are the classes themselves
+        columns["source label"] = [row["label"] for row in table]
+        columns["count"] = [row["count"] for row in table]
+        columns["of its images"] = [percent(row["share"]) for row in table]
+    columns["test accuracy"] = [percent(row["acc1"]) for row in table]
+    words = ("target class", "source label")
+    mapping_table = tabulate(
+        columns,
+        headers="keys",
+        colalign=["left" if name in words else "right" for name in columns],
         disable_numparse=True,
-        maxcolwidths=[32, 60, None, None, None],
+        maxcolwidths=[{"target class": 32, "source label": 60}.get(name) for name in columns],
+        missingval="-",
     )
+    what = "prompt" if prompted else "weights"
     names = {
-        "test.last": "test, last prompt",
+        "test.last": f"test, last {what}",
         "test.best_val": "test, best on validation",
         "val.best": "validation, best",
+        "test.best_on_test": "test, best on test",
     }
     scores = [
         [label, percent(m["acc1"]), percent(m["acc5"]), percent(m["mean_per_class_recall"]), m["n"]]
-        for label, m in ((label, results["metrics"][name]) for name, label in names.items())
-        if m["n"]
+        for name, label in names.items()
+        if (m := results["metrics"].get(name)) and m["n"]
     ]
     scores_table = tabulate(
         scores,
@@ -172,19 +180,18 @@ def summary(results: dict[str, Any], output: Path, most: int = 40) -> str:
         disable_numparse=True,
     )
     seconds = results["seconds"]
-    total = sum(seconds.values())
     time_line = ", ".join(f"{phase} {spent:.1f} s" for phase, spent in seconds.items())
-    best = f"best validation at epoch {results['best_epoch']}; " if results["best_epoch"] else ""
+    best = f"best validation at epoch {results['best_epoch']}" if results["best_epoch"] else ""
+    saved = {"best_val": "prompt/ holds the best prompt", "last": "prompt/ holds the last prompt"}
     skipped = sum(results["skipped_images"].values())
-    lines = [
-        table,
-        f"... and {left} more classes in results.json" if left else "",
-        "",
-        scores_table,
-        "",
-        f"{best}prompt/ holds the {'best' if results['saved_prompt'] == 'best_val' else 'last'} prompt",
-        f"{skipped} unreadable images were left out" if skipped else "",
-        f"time {total:.1f} s: {time_line}",
-        f"run  {output}",
+    sections = [
+        [mapping_table, f"... and {left} more classes in results.json" if left else ""],
+        [scores_table],
+        [
+            "; ".join(part for part in (best, saved.get(results["saved_prompt"])) if part),
+            f"{skipped} unreadable images were left out" if skipped else "",
+            f"time {sum(seconds.values()):.1f} s: {time_line}",
+            f"run  {output}",
+        ],
     ]
-    return "\n".join(line for index, line in enumerate(lines) if line or index in (2, 4))
+    return "\n\n".join("\n".join(line for line in section if line) for section in sections)

@@ -64,7 +64,9 @@ class ZeroShot:
 
     def mapped(self, split: str, mapping: LabelMapping) -> float:
         """Return the accuracy of a mapping without a prompt."""
-        hits = sum(int((mapping(logits).argmax(1) == targets).sum()) for logits, targets in self.batches(split))
+        hits = sum(
+            int((mapping(logits).argmax(1) == targets).sum()) for logits, targets in self.batches(split)
+        )
         return hits / len(self.targets[split])
 
 

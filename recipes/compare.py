@@ -4,7 +4,7 @@
     python recipes/compare.py --config recipes/configs/quickstart.yaml --vary '{optim.lr: [0.01, 0.05]}' --seeds [0,1]
 
 A method is a file in recipes/configs/methods. Every cell is a run folder of its own below --output; cells that
-are finished are not run again, so an interrupted comparison goes on where it stopped. Leaves compare.json and
+are finished are not run again and one that was interrupted goes on where it stopped. Leaves compare.json and
 compare.md beside them.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clipvp.cli import parse, user_errors
-from clipvp.compare import finished, grid, markdown, prepare, summarise, with_overrides
+from clipvp.compare import finished, grid, markdown, summarise, with_overrides
 from clipvp.registry import check_choice
 
 METHODS = Path(__file__).parent / "configs" / "methods"
@@ -69,7 +69,7 @@ def main() -> None:
                 if results is None:
                     task = load_task(run.data, seed=run.seed, protocol=run.train.protocol)
                     classifier = build_classifier(run, task.class_names, accelerator.device)
-                    results = fit(classifier, task, prepare(run), accelerator).results
+                    results = fit(classifier, task, run, accelerator).results
                 done[name].append(results)
         rows = summarise(done)
         table = markdown(rows)

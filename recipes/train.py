@@ -14,6 +14,7 @@ def main() -> None:
         from accelerate import Accelerator
 
         from clipvp import build_classifier, fit, load_task
+        from clipvp.pictures import save_pictures
         from clipvp.report import summary
         from clipvp.run import RunFolder
 
@@ -23,6 +24,10 @@ def main() -> None:
         classifier = build_classifier(config, task.class_names, accelerator.device)
         result = fit(classifier, task, config, accelerator)
         accelerator.print(summary(result.results, result.output))
+        if accelerator.is_main_process:
+            print(
+                f"pictures: {', '.join(save_pictures(result, classifier, task))}, in {result.output / 'plots'}"
+            )
 
 
 if __name__ == "__main__":

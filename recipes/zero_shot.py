@@ -38,14 +38,18 @@ def main() -> None:
             config.source, lambda: text_label_space(config.mapping, task.class_names), accelerator.device
         )
         if not source.labels.is_text:
-            raise UserError(f"source.name: {source.name!r} has no text tower; recipes/zero_shot.py takes a CLIP")
+            raise UserError(
+                f"source.name: {source.name!r} has no text tower; recipes/zero_shot.py takes a CLIP"
+            )
         splits = ["train", "val", "test"] if task.val is not None else ["train", "test"]
         data = {split: Batches(task.tensors(split, source.resize), accelerator) for split in splits}
         progress = Progress(config.train.progress)
         run = ZeroShot(
             source,
             {
-                split: extract_features(source, batches, config.train.batch_size, progress, f"features of {split}")
+                split: extract_features(
+                    source, batches, config.train.batch_size, progress, f"features of {split}"
+                )
                 for split, batches in data.items()
             },
             {split: batches.labels.to(accelerator.device) for split, batches in data.items()},
@@ -74,8 +78,13 @@ def main() -> None:
             "mean": mean,
             "ensemble": ensemble,
         }
-        for name, within in (("unprompted mapping, any label", None), ("unprompted mapping, own labels", "class")):
-            mapping = build_mapping(MappingConfig(within=within), source.labels, task.class_names, config.seed)
+        for name, within in (
+            ("unprompted mapping, any label", None),
+            ("unprompted mapping, own labels", "class"),
+        ):
+            mapping = build_mapping(
+                MappingConfig(within=within), source.labels, task.class_names, config.seed
+            )
             mapping.to(accelerator.device)
             run.fit_mapping(mapping)
             scores = {split: run.mapped(split, mapping) for split in singles}
@@ -84,7 +93,11 @@ def main() -> None:
         results["config"] = to_dict(config)
         path = Path(config.output) / "zero_shot.json"
         write_json(path, results)
-        print(tabulate(table, headers=[f"{task.name}, top-1", *singles], disable_numparse=True, colalign=("left",)))
+        print(
+            tabulate(
+                table, headers=[f"{task.name}, top-1", *singles], disable_numparse=True, colalign=("left",)
+            )
+        )
         print(f"\neach template alone is in {path}")
 
 

@@ -20,11 +20,21 @@ LEVELS = [
     {"sources", "data", "sharing", "plots", "cli", "compare"},
     {"model"},
     {"evaluate"},
-    {"report", "baselines"},
+    {"report", "baselines", "zero_shot"},
     {"train"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-HEAVY = ("torch", "timm", "transformers", "accelerate", "datasets", "open_clip", "matplotlib", "scipy", "sklearn")
+HEAVY = (
+    "torch",
+    "timm",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "open_clip",
+    "matplotlib",
+    "scipy",
+    "sklearn",
+)
 
 
 def modules() -> dict[str, Path]:

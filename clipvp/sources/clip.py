@@ -21,6 +21,7 @@ from ..labels import LabelSpace
 from ..registry import UserError, nearest
 from .base import Preprocessing, Source, weights_fingerprint
 from .hub import fetch_folder, hub_errors, offline_if, quiet_transformers
+from .preprocessing import hf_preprocessing
 from .text import text_embeddings
 
 
@@ -217,8 +218,6 @@ def load_hf_clip(model: str, *, name: str, canvas, labels, precision, **hub):
     import inspect
 
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
-
-    from .closed import hf_preprocessing
 
     with hub_errors(name, model), quiet_transformers():
         processor = AutoImageProcessor.from_pretrained(model, **hub).to_dict()

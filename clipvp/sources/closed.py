@@ -6,21 +6,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ..images import Resize
 from ..labels import LabelSpace, unique_names
 from ..registry import UserError, nearest
-from .base import Preprocessing, Source
+from .base import Source
 from .hub import hub_errors, offline_if, quiet_transformers
-
-_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-
-
-def timm_preprocessing(config: dict) -> Preprocessing:
-    """Return the preprocessing that timm's data config describes (input_size, mean, std, crop_pct, crop_mode)."""
-    rule = "squash" if config.get("crop_mode") == "squash" else "crop"
-    interpolation = config["interpolation"] if config["interpolation"] in _RESAMPLE.values() else "bicubic"
-    resize = Resize(tuple(config["input_size"][1:]), rule, config["crop_pct"], interpolation)
-    return Preprocessing(resize, tuple(config["mean"]), tuple(config["std"]))
+from .preprocessing import hf_preprocessing, timm_preprocessing
 
 
 def imagenet_names(infer_from, num_classes: int) -> tuple[str, ...]:
@@ -47,7 +37,7 @@ def load_timm(
     import timm
     import timm.data
 
-    overlay = {}
+    overlay, repository = {}, model
     if model.startswith("local-dir:"):
         folder = Path(model.removeprefix("local-dir:"))
         if not (folder / "config.json").is_file():
@@ -67,14 +57,13 @@ def load_timm(
             )
         if not tags:
             raise UserError(f"source {name!r}: timm has no pretrained weights for {architecture!r}")
+        known = timm.get_pretrained_cfg(model)
+        repository = known.hf_hub_id or f"timm/{model}"
+        if repository.endswith("/"):
+            repository += f"{architecture}.{known.tag}" if known.tag else architecture
         if revision:
-            hub_id = timm.get_pretrained_cfg(model).hf_hub_id
-            overlay = {
-                "pretrained_cfg_overlay": {
-                    "hf_hub_id": f"{hub_id}{model if hub_id.endswith('/') else ''}@{revision}"
-                }
-            }
-    with hub_errors(name, model), offline_if(local_files_only):
+            overlay = {"pretrained_cfg_overlay": {"hf_hub_id": f"{repository}@{revision}"}}
+    with hub_errors(name, repository), offline_if(local_files_only):
         network = _create_timm(timm, model, canvas, overlay)
     preprocessing = timm_preprocessing(timm.data.resolve_model_data_config(network)).at(canvas)
     labels = LabelSpace(imagenet_names(network, network.num_classes))
@@ -112,31 +101,6 @@ class _Logits(nn.Module):
         return self.model(pixel_values=pixels, **self.options).logits
 
 
-def hf_preprocessing(config: dict) -> Preprocessing:
-    """Return the preprocessing that a transformers image processor's settings describe."""
-    size, crop = config.get("size") or {}, config.get("crop_size") or {}
-    interpolation = _RESAMPLE.get(int(config.get("resample", 2)), "bicubic")
-    short = size.get("shortest_edge")
-    if config.get("do_center_crop") and crop:
-        target = (crop["height"], crop["width"])
-        resize = Resize(
-            target, "crop", min(target) / (short or min(size["height"], size["width"])), interpolation
-        )
-    elif short:
-        crop_pct = config.get("crop_pct") if short < 384 else None
-        resize = Resize((short, short), "crop" if crop_pct else "squash", crop_pct or 1.0, interpolation)
-    elif "height" in size:
-        resize = Resize((size["height"], size["width"]), "squash", 1.0, interpolation)
-    else:
-        raise UserError(f"the image processor's size {size} is none that is known")
-    mean, std = (
-        (config["image_mean"], config["image_std"]) if config.get("do_normalize") else ([0.0] * 3, [1.0] * 3)
-    )
-    factor = 255 * config["rescale_factor"] if config.get("do_rescale", True) else 255.0
-    offset = 1.0 if config.get("rescale_offset") else 0.0
-    return Preprocessing(resize, tuple((m + offset) / factor for m in mean), tuple(s / factor for s in std))
-
-
 def load_hf_closed(model: str, config, *, name: str, canvas, precision: str, **hub):
     """Load a transformers image classifier; ``config`` is its configuration, ``hub`` revision and the like."""
     import inspect
@@ -159,6 +123,8 @@ def load_hf(model: str, *, name: str, revision: str | None, local_files_only: bo
     """Load ``hf:ORG/NAME`` or ``hf:FOLDER`` with transformers: an image classifier, or a CLIP of any kind."""
     from transformers import AutoConfig
 
+    if not model or (model[0] in "./~" and not Path(model).is_dir()):
+        raise UserError(f"source {name!r}: there is no folder {model!r}; hf: takes a folder or ORG/NAME")
     hub = {"revision": revision, "local_files_only": local_files_only}
     with hub_errors(name, model):
         config = AutoConfig.from_pretrained(model, **hub)

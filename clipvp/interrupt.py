@@ -1,0 +1,37 @@
+"""Stop when asked: finish the step, save, leave with a code of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+
+EXIT_CODE = 75  # "try again later": a launcher that requeues gets the same run back with --resume auto
+
+
+class Interrupted(Exception):
+    """A run was asked to stop and has saved; the message says where it goes on."""
+
+
+class StopRequest:
+    """Whether SIGTERM or SIGINT came, while used as a context. A second one ends the process at once."""
+
+    def __init__(self):
+        self.signal: str | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            os._exit(EXIT_CODE)
+        self.signal = signal.Signals(number).name

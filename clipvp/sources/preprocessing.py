@@ -1,0 +1,56 @@
+"""What the libraries say of a model's preprocessing -> our ``Preprocessing``."""
+
+from __future__ import annotations
+
+from ..images import Resize
+from ..registry import UserError
+from .base import Preprocessing
+
+_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+
+def timm_preprocessing(config: dict) -> Preprocessing:
+    """Return the preprocessing that timm's data config describes (input_size, mean, std, crop_pct, crop_mode)."""
+    rule = "squash" if config.get("crop_mode") == "squash" else "crop"
+    interpolation = config["interpolation"] if config["interpolation"] in _RESAMPLE.values() else "bicubic"
+    resize = Resize(tuple(config["input_size"][1:]), rule, config["crop_pct"], interpolation)
+    return Preprocessing(resize, tuple(config["mean"]), tuple(config["std"]))
+
+
+def hf_preprocessing(config: dict) -> Preprocessing:
+    """Return the preprocessing that a transformers image processor's settings describe.
+
+    Raises:
+        UserError: The processor does something that resizing, cropping and normalising do not cover.
+    """
+    size, crop = config.get("size") or {}, config.get("crop_size") or {}
+    interpolation = _RESAMPLE.get(int(config.get("resample", 2)), "bicubic")
+    short = size.get("shortest_edge")
+    share = config.get("crop_pct")  # ConvNeXt and PoolFormer
+    if str(config.get("image_processor_type")).startswith("Levit"):
+        share = 224 / 256  # written in its code, not in its settings
+    if config.get("do_center_crop") and crop:
+        target = (crop["height"], crop["width"])
+        share = share or min(target) / (short or min(size["height"], size["width"]))
+        if share > 1:
+            raise UserError(
+                f"the image processor crops {target[0]}x{target[1]} out of a smaller image, {size}"
+            )
+        resize = Resize(target, "crop" if short else "squash", share, interpolation)
+    elif short:
+        cropped = share and short < 384  # ConvNeXt's rule
+        resize = Resize(
+            (short, short), "crop" if cropped else "squash", share if cropped else 1.0, interpolation
+        )
+    elif "height" in size:
+        resize = Resize((size["height"], size["width"]), "squash", 1.0, interpolation)
+    else:
+        raise UserError(f"the image processor's size {size} is none that is known")
+    mean, std = [0.0] * 3, [1.0] * 3
+    if config.get("do_normalize"):
+        mean, std = config["image_mean"], config["image_std"]
+        if config.get("include_top"):  # EfficientNet divides twice
+            std = [value * value for value in std]
+    factor = 255 * config["rescale_factor"] if config.get("do_rescale", True) else 255.0
+    offset = 1.0 if config.get("rescale_offset") else 0.0
+    return Preprocessing(resize, tuple((m + offset) / factor for m in mean), tuple(s / factor for s in std))

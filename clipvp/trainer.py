@@ -1,0 +1,223 @@
+"""The steps of a run on one process of many, and everything that decides its future.
+
+The order of the images depends on seed and epoch alone and the learning rate on the step alone, so that a run is
+a function of its config, and a checkpoint between any two steps is enough to go on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn import functional as F
+
+from .config import RunConfig
+from .data.batches import Batches, epoch_order
+from .evaluate import EvalResult, score
+from .mappings import count_matrix
+from .model import PromptedClassifier
+from .optim import build_optimizer, lr_at
+from .progress import Progress
+from .registry import UserError
+
+
+@dataclass
+class State:
+    """Where a run stands, beside the tensors that train.
+
+    Args:
+        epoch: Epochs finished.
+        step: Steps taken in the epoch that is under way.
+        row: What is known of that epoch's line in the metrics.
+        history: One row a finished epoch.
+        best: Epoch and scores of the best validation so far.
+        best_on_test: Epoch and scores of the best test, where every epoch is tested; it selects nothing.
+        seconds: Seconds by phase before this process started.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    row: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+    best_on_test: dict[str, Any] | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Trainer:
+    """The steps of ``fit``, on one process of many.
+
+    Args:
+        classifier: On the accelerator's device.
+        data: Decoded splits by name; train and test, and val if there is one.
+        config: The run.
+        accelerator: Processes and device.
+        progress: Bars and lines.
+    """
+
+    def __init__(
+        self,
+        classifier: PromptedClassifier,
+        data: dict[str, Batches],
+        config: RunConfig,
+        accelerator: Accelerator,
+        progress: Progress,
+    ):
+        self.classifier, self.data, self.config = classifier, data, config
+        self.accelerator, self.progress = accelerator, progress
+        self.parameters = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
+        self.optimizer = build_optimizer(config.optim, self.parameters) if self.parameters else None
+        self.state = State()
+        self.best_state: dict[str, Tensor] = {}
+        self.steps = -(-len(data["train"]) // config.train.batch_size)
+        self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        self.losses = torch.zeros(self.steps, device=self.accelerator.device)  # summed over a step's images
+        self.hits = torch.zeros((), dtype=torch.int64, device=self.accelerator.device)
+
+    def score(self, split: str, phase: str) -> EvalResult:
+        """Score one split with the classifier as it stands."""
+        batches = self.data[split]
+        watch = self.progress.watch(batches.mine(), phase)
+        return score(self.classifier, batches, self.config.train.batch_size, self.accelerator, watch)
+
+    @torch.no_grad()
+    def refresh_mapping(self, phase: str) -> int:
+        """Fit the mapping to new counts, summed over processes; return how many classes changed their label."""
+        mapping, train = self.classifier.mapping, self.data["train"]
+        counts = mapping.running_counts()
+        if counts is None:
+            self.classifier.eval()
+            batches = self.progress.watch(train.mine(), phase)(train.in_turn(self.config.train.batch_size))
+            pairs = ((self.classifier.source_logits(images), labels) for images, labels in batches)
+            counts = count_matrix(pairs, mapping.num_source, mapping.num_target)
+        before = mapping.source_index.clone()
+        mapping.fit(self.accelerator.reduce(counts.to(self.accelerator.device), "sum"))
+        return int((before != mapping.source_index).sum())
+
+    def train_epoch(self, phase: str, after_step: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """Take the steps that are left of the epoch under way; return its last lr, and loss and accuracy of all of it.
+
+        Raises:
+            UserError: The loss is no number.
+        """
+        train, config, state = self.data["train"], self.config, self.state
+        batches = epoch_order(len(train), config.seed, state.epoch).split(config.train.batch_size)
+        seen = sum(len(train.share(batch)) for batch in batches[: state.step])
+        self.classifier.train()
+        with self.progress.bar(train.mine(), phase, done=seen) as bar:
+            for batch in batches[state.step :]:
+                lr = self._lr(state.step)
+                images, labels = train.take(train.share(batch))
+                if len(labels):  # a last batch may have fewer images than there are processes
+                    self._gradient(images, labels, len(batch))
+                self._update(lr)
+                seen, state.step = seen + len(labels), state.step + 1
+                bar.advance(len(labels), partial(_means, self.losses, self.hits, seen))
+                after_step()
+        losses, hits = self.accelerator.reduce(self.losses, "sum"), self.accelerator.reduce(self.hits, "sum")
+        self._check_finite(losses)
+        return {
+            "lr": lr,
+            "train_loss": float(losses.sum()) / len(train),
+            "train_acc1": int(hits) / len(train),
+        }
+
+    def _gradient(self, images: Tensor, labels: Tensor, global_batch: int) -> None:
+        """Add this process's part of a step: its gradient, loss, hits and running counts."""
+        mapping, step = self.classifier.mapping, self.state.step
+        source_logits = self.classifier.source_logits(images)
+        logits = mapping(source_logits)
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        self.losses[step] = loss.detach()
+        self.hits += (logits.argmax(1) == labels).sum()
+        mapping.observe(source_logits, labels)
+        if self.optimizer is not None:
+            (loss / global_batch).backward()
+
+    def _update(self, lr: float) -> None:
+        """Sum the gradients over processes and take the optimiser's step."""
+        if self.optimizer is None:
+            return
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            if self.accelerator.num_processes > 1:
+                parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _check_finite(self, losses: Tensor) -> None:
+        bad = (~losses.isfinite()).nonzero()
+        if not len(bad) and all(parameter.isfinite().all() for parameter in self.parameters):
+            return
+        done = len(self.state.history)
+        kept = f"the checkpoints up to epoch {done} are whole" if done else "no epoch was finished"
+        raise UserError(
+            f"the loss turned NaN or infinite at epoch {self.state.epoch + 1}, "
+            f"step {int(bad[0]) + 1 if len(bad) else self.steps}; "
+            f"optim.lr is {self.config.optim.lr}, try a smaller one; {kept}"
+        )
+
+    def end_epoch(self) -> None:
+        """Close the epoch under way: its row joins the history."""
+        state = self.state
+        state.history.append(state.row)
+        state.epoch, state.step, state.row = state.epoch + 1, 0, {}
+        self._begin_epoch()
+
+    def keep_best(self, result: EvalResult) -> None:
+        """Remember the classifier as it stands where it validates better than ever before."""
+        if self.state.best is None or result.acc1 > self.state.best["acc1"]:
+            self.state.best = {"epoch": self.state.epoch + 1, **result.to_dict()}
+            self.best_state = {k: v.detach().clone() for k, v in self.classifier.trained_state().items()}
+
+    # What decides the future, as tensors by name. Sums that each process holds a part of are summed: whoever goes
+    # on, with however many processes, starts from the whole.
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what a checkpoint holds beside ``state``; every process must call it."""
+        own = {f"trained.{name}": value for name, value in self.classifier.trained_state().items()}
+        own |= {f"best.{name}": value for name, value in self.best_state.items()}
+        if self.optimizer is not None:
+            for index, slots in self.optimizer.state_dict()["state"].items():
+                own |= {f"optim.{index}.{slot}": value for slot, value in slots.items() if value is not None}
+        return own | {name: self.accelerator.reduce(value, "sum") for name, value in self._sums().items()}
+
+    def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Go on from what ``tensors`` and ``state`` gave."""
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {
+                name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)
+            }
+
+        self.state = State(**state)
+        self.classifier.load_trained_state(part("trained."))
+        self.best_state = {name: value.to(self.accelerator.device) for name, value in part("best.").items()}
+        if self.optimizer is not None:
+            slots: dict[int, dict[str, Tensor]] = {}
+            for name, value in part("optim.").items():
+                index, slot = name.split(".", 1)
+                slots.setdefault(int(index), {})[slot] = value
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        for name, value in self._sums().items():
+            value.copy_(tensors[name]) if self.accelerator.is_main_process else value.zero_()
+
+    def _sums(self) -> dict[str, Tensor]:
+        sums = {"sum.losses": self.losses, "sum.hits": self.hits}
+        running = getattr(self.classifier.mapping, "running", None)
+        return sums if running is None else {**sums, "sum.running": running}
+
+
+def _means(losses: Tensor, hits: Tensor, seen: int) -> dict[str, float]:
+    return {"loss": float(losses.sum()) / max(1, seen), "acc": int(hits) / max(1, seen)}
