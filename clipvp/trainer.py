@@ -123,11 +123,13 @@ class Trainer:
                 after_step()
         losses, hits = self.accelerator.reduce(self.losses, "sum"), self.accelerator.reduce(self.hits, "sum")
         self._check_finite(losses)
-        return {
-            "lr": lr,
-            "train_loss": float(losses.sum()) / len(train),
-            "train_acc1": int(hits) / len(train),
-        }
+        means = {"train_loss": float(losses.sum()) / len(train), "train_acc1": int(hits) / len(train)}
+        return {"lr": self._lr(len(batches) - 1), **means}
+
+    def _lr(self, step: int) -> float:
+        """Return the learning rate of a step of the epoch under way."""
+        step += self.state.epoch * self.steps
+        return lr_at(self.config.optim, step, self.steps, self.config.train.epochs)
 
     def _gradient(self, images: Tensor, labels: Tensor, global_batch: int) -> None:
         """Add this process's part of a step: its gradient, loss, hits and running counts."""

@@ -59,11 +59,11 @@ class PairNetwork:
             shared, tape = shared.check(), shared.tape
             tape.rewind(region.device.type)
         _check(shared, region, box)
-        if self.reason is None:
-            differentiable = torch.is_grad_enabled() and (shared.requires_grad or region.requires_grad)
-            run = Run(RULES, self.limit, tape, differentiable)
+        differentiable = torch.is_grad_enabled() and (shared.requires_grad or region.requires_grad)
+        run = Run(RULES, self.limit, tape, differentiable)
+        if self.reason is None and not run.fills(box, shared.shape[2:], region.shape[0]):
             try:
-                output = self.network(run.pair(shared, region, box))
+                output = self.network(Pair(run, shared, region, box))
                 return pytree.tree_map_only(Pair, lambda pair: pair.whole, output)
             except Exception:
                 if run.reason is None:

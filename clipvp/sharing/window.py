@@ -126,7 +126,6 @@ def look(shared: Tensor, region: Tensor, box: Box, window: Box, fill: float = 0.
 def put_together(shared: Tensor, region: Tensor, box: Box) -> Tensor:
     """Return the whole maps (B, C, H, W): ``region`` inside ``box``, ``shared`` around it.
 
-    Gradients reach both; that of ``shared`` is summed over the batch. Where the box is the whole map the
-    result is ``region`` itself.
+    Gradients reach both, that of ``shared`` summed over the batch and zero inside the box.
     """
-    return look(shared, region, box, (0, 0, *shared.shape[2:]))
+    return _Window.apply(shared, region, box, (0, 0, *shared.shape[2:]), 0.0)
