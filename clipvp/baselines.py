@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from .config import RunConfig
 from .data.batches import Batches, epoch_order
-from .evaluate import EvalResult, Scores
 from .labels import LabelSpace
 from .mappings import IdentityMapping
 from .model import PromptedClassifier
@@ -23,6 +22,7 @@ from .optim import build_optimizer, lr_at
 from .progress import Progress
 from .prompts import NoPrompt
 from .registry import UserError
+from .scores import EvalResult, Scores
 from .sources import Source
 
 

@@ -16,6 +16,18 @@ from typing import Any
 from .registry import MAPPINGS, PROMPTS, TASKS, UserError, check_choice
 
 NEVER = "never"
+# As accelerate calls them.
+TRACKERS = (
+    "aim",
+    "clearml",
+    "comet_ml",
+    "dvclive",
+    "mlflow",
+    "swanlab",
+    "tensorboard",
+    "trackio",
+    "wandb",
+)
 
 
 def _positive(what: str, value: float | None, zero: bool = False) -> None:
@@ -230,6 +242,7 @@ class TrainConfig:
         save_minutes: Minutes after which a checkpoint is made within an epoch too.
         keep: Checkpoints kept.
         progress: Show progress bars.
+        report_to: Experiment trackers that are told of each epoch, such as [tensorboard, wandb]; none by default.
     """
 
     epochs: int = 10
@@ -241,8 +254,11 @@ class TrainConfig:
     save_minutes: float | None = None
     keep: int = 2
     progress: bool = True
+    report_to: list[str] = field(default_factory=list)
 
     def __post_init__(self):
+        for tracker in self.report_to:
+            check_choice("train.report_to", tracker, TRACKERS)
         check_choice("train.protocol", self.protocol, ["val", "paper"])
         for name in ("epochs", "batch_size", "eval_every", "save_every", "save_minutes", "keep"):
             _positive(f"train.{name}", getattr(self, name))
@@ -265,7 +281,7 @@ class RunConfig:
         train: The loop.
         seed: One seed for prompt, order, augmentation, carved split and few-shot choice.
         output: Folder of the run; runs/TASK-SOURCE-seedN when empty.
-        resume: auto takes up the newest whole checkpoint in the output folder, never starts anew.
+        resume: auto goes on from the newest whole checkpoint in the output folder, and starts where there is none.
         overwrite: Remove the run that the output folder holds.
     """
 
@@ -296,24 +312,25 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 # What says how a run is started, shown and kept, not what it computes.
 _NOT_COMPUTED = ("output", "resume", "overwrite", "data.cache_dir", "prompt.share_border") + tuple(
-    f"train.{name}" for name in ("progress", "keep", "save_every", "save_minutes")
+    f"train.{name}" for name in ("progress", "keep", "save_every", "save_minutes", "report_to")
 )
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """Return where two configs, as nested dicts, would compute something else: ``key: value, not value``."""
-    ours, theirs = _flat(one), _flat(other)
+    ours, theirs = flat(one), flat(other)
     keys = [
         key for key in {**ours, **theirs} if key not in _NOT_COMPUTED and ours.get(key) != theirs.get(key)
     ]
     return [f"{key}: {ours.get(key)!r}, not {theirs.get(key)!r}" for key in keys]
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested dictionaries as one with dotted keys."""
+    found: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
 def from_dict(values: dict[str, Any]) -> RunConfig:

@@ -112,12 +112,15 @@ class Resize:
             down, then the centre: the evaluation transform of timm, torchvision and CLIP).
         crop_pct: Share of the resized image's side that the centre crop keeps.
         interpolation: bilinear, bicubic, nearest or lanczos; antialiased, as Pillow does.
+        half: Where a crop begins when its middle falls between two pixels: even (rounded half to even:
+            torchvision, timm, open_clip) or down (transformers).
     """
 
     size: tuple[int, int]
     rule: str = "squash"
     crop_pct: float = 1.0
     interpolation: str = "bilinear"
+    half: str = "even"
 
     def __post_init__(self):
         object.__setattr__(self, "size", tuple(int(side) for side in self.size))
@@ -125,6 +128,7 @@ class Resize:
             raise UserError(f"size: {self.size} is not (height, width) in pixels")
         check_choice("rule", self.rule, ["squash", "crop"])
         check_choice("interpolation", self.interpolation, INTERPOLATIONS)
+        check_choice("half", self.half, ["even", "down"])
         if not 0 < self.crop_pct <= 1:
             raise UserError(f"crop_pct: {self.crop_pct} is not a share; give a number above 0, up to 1")
 
@@ -133,8 +137,8 @@ class Resize:
         h, w = self._resized(image.height, image.width)
         resample = Image.Resampling[self.interpolation.upper()]
         image = image.resize((w, h), resample)
-        # Python's round, half to even, is torchvision's.
-        top, left = round((h - self.size[0]) / 2), round((w - self.size[1]) / 2)
+        whole = round if self.half == "even" else math.floor  # Python rounds half to even, as torchvision does
+        top, left = whole((h - self.size[0]) / 2), whole((w - self.size[1]) / 2)
         return np.array(image.crop((left, top, left + self.size[1], top + self.size[0])))
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:

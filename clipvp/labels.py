@@ -45,8 +45,13 @@ class LabelSpace:
         """Return the label space of every template filled with every class name, template-major.
 
         Raises:
-            UserError: A template does not hold exactly one ``{}``.
+            UserError: A template does not hold exactly one ``{}``, a class name is empty or there twice.
         """
+        if isinstance(class_names, str):
+            raise UserError(f"the class names are the text {class_names!r}; give a list of names")
+        for name in class_names:
+            if not name.strip() or class_names.count(name) > 1:
+                raise UserError(f"class name {name!r} is {'given twice' if name.strip() else 'empty'}")
         for template in templates:
             if template.count("{}") != 1:
                 raise UserError(f"template {template!r} needs exactly one {{}} for the class name")

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from .config import NEVER, MappingConfig
@@ -133,6 +132,8 @@ def assign_optimal(counts: Tensor) -> Tensor:
 
     Source: the linear sum assignment problem, solved by scipy.
     """
+    from scipy.optimize import linear_sum_assignment  # a large import that few runs need
+
     table = _check_counts(counts)
     num_target = table.shape[1]
     some = table.any(axis=1)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor, nn
 
+from .card import PICTURES, card_text
 from .config import MappingConfig, RunConfig, SourceConfig
-from .hub import read_artifact, write_artifact
+from .hub import CARD, find_artifact, read_artifact, write_artifact
 from .images import Resize, to_rgb
 from .labels import LabelSpace
 from .mappings import LabelMapping, build_mapping
@@ -19,11 +22,16 @@ from .registry import MAPPINGS, PROMPTS, UserError
 from .sharing import PairNetwork
 from .sharing.network import Held
 from .sources import Source, load_source
+from .sources.hub import hub_access
+from .sources.origin import origin
 from .templates import PAPER_FIRST, resolve_templates, text_class_names
 
 
-class PromptedClassifier(nn.Module):
+class PromptedClassifier(nn.Module, ModelHubMixin):
     """A frozen source made a classifier of the target task.
+
+    ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` work as for any model of the hub; only prompt and
+    mapping are saved, and reading them is this class's own: strict, and never by what a config says of arguments.
 
     Args:
         prompt: Images (B, 3, h, w) in [0, 1] to pixels (B, 3, H, W).
@@ -32,6 +40,9 @@ class PromptedClassifier(nn.Module):
         class_names: The T target classes, in the order of the target logits.
         share_border: Compute what the network makes of an image's surroundings, which a padding prompt has in
             common for all images, once a batch and not once an image. The result is the same up to rounding.
+
+    Attributes:
+        results: What the run that trained it found, ready for JSON; saved along, for the model card.
     """
 
     def __init__(
@@ -53,6 +64,8 @@ class PromptedClassifier(nn.Module):
         self.prompt, self.source, self.mapping = prompt, source, mapping
         self.class_names = list(class_names)
         self._pair_network = PairNetwork(source.network) if share_border else None
+        self.results: dict[str, Any] | None = None
+        self._home: Path | None = None  # the folder it was loaded from, where its pictures lie
         self._held: Held | None = None  # the surroundings' part of the work, while the prompt stands still
 
     @property
@@ -64,6 +77,10 @@ class PromptedClassifier(nn.Module):
     def is_prompt(self) -> bool:
         """Whether the source is frozen, so that prompt and mapping are all that was learned."""
         return not any(parameter.requires_grad for parameter in self.source.parameters())
+
+    @property
+    def shares_border(self) -> bool:
+        return self._pair_network is not None
 
     @property
     def device(self) -> torch.device:
@@ -146,10 +163,10 @@ class PromptedClassifier(nn.Module):
                 )
         return results
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write prompt and mapping, without the source, as ``config.json`` and ``model.safetensors``."""
+    def artifact_config(self) -> dict[str, Any]:
+        """Return what ``config.json`` of the saved prompt says, but for its format."""
         source, labels = self.source, self.source.labels
-        config = {
+        return {
             "prompt": {"kind": self.prompt.kind, **self.prompt.settings},
             "mapping": {"kind": self.mapping.kind, **self.mapping.settings},
             "source": {
@@ -159,6 +176,7 @@ class PromptedClassifier(nn.Module):
                 "canvas": list(source.canvas),
                 "class_names": list(labels.class_names) or None,
                 "templates": list(labels.templates) or None,
+                **dict(zip(("repository", "license"), origin(source.name), strict=True)),
             },
             "class_names": self.class_names,
             "preprocessing": {
@@ -166,25 +184,91 @@ class PromptedClassifier(nn.Module):
                 "mean": list(source.preprocessing.mean),
                 "std": list(source.preprocessing.std),
             },
+            # For people: loading takes the mapping from the tensors, and reads neither table nor results.
+            "mapping_table": self.mapping.describe(labels, self.class_names),
+            "results": self.results,
         }
-        write_artifact(folder, config, _artifact_tensors(self))
+
+    def save_pretrained(self, folder: str | Path, **options: Any) -> str | None:
+        """Write prompt and mapping, without the source, as ``config.json`` and ``model.safetensors``, and a model card.
+
+        Args:
+            folder: Made where it is missing.
+            options: ``push_to_hub=True`` pushes too; then ``repo_id`` (the folder's name when empty) and what
+                ``push_to_hub`` takes.
+
+        Returns:
+            The address of the commit where it was pushed, else None.
+        """
+        if Path(folder).exists() and not Path(folder).is_dir():
+            raise UserError(f"{str(folder)!r} is a file, not a folder")
+        if not self.is_prompt:
+            raise UserError("the source's own weights train, and a saved prompt holds none of them")
+        (Path(folder) / CARD).unlink(
+            missing_ok=True
+        )  # the mixin keeps a card that is there, of whatever prompt
+        return super().save_pretrained(folder, **options)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        write_artifact(save_directory, self.artifact_config(), _artifact_tensors(self))
+        if self._home is not None and self._home.resolve() != save_directory.resolve():
+            for picture in self._home.glob("*.png"):
+                shutil.copyfile(picture, save_directory / picture.name)
+
+    def generate_model_card(self, prompt: str | None = None) -> ModelCard:
+        """Return the model card, made of what is known of this prompt; ``prompt`` is its hub id."""
+        pictures = [name for name in PICTURES if self._home and (self._home / f"{name}.png").is_file()]
+        return ModelCard(card_text(self.artifact_config(), pictures, prompt))
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Write the prompt to a repository of the hub, made where it is missing, in one commit.
+
+        Args:
+            repo_id: ``ORG/NAME``.
+            options: private, branch, create_pr, commit_message, token and more of
+                ``huggingface_hub.ModelHubMixin.push_to_hub``.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            UserError: The hub cannot be reached or refuses.
+        """
+        with hub_access(repo_id, [repo_id], options.get("branch"), False, what="push to") as offline:
+            if offline:
+                raise UserError(f"push to {repo_id!r}: the hub is switched off or cannot be reached")
+            return super().push_to_hub(repo_id, **{**options, "model_card_kwargs": {"prompt": repo_id}})
 
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | Path,
+        prompt: str | Path,
         *,
+        revision: str | None = None,
         precision: str = "fp32",
         device: str | torch.device | None = None,
+        share_border: bool = True,
         local_files_only: bool = False,
+        **download: Any,
     ) -> PromptedClassifier:
         """Load a prompt that ``save_pretrained`` wrote, and its source by the name it was trained with.
 
+        Args:
+            prompt: A folder, which comes first, or a hub id ``ORG/NAME``.
+            revision: Branch, tag or commit of the prompt on the hub; the source's own stands in the prompt.
+            precision: fp32, bf16 or fp16, of the frozen network only.
+            device: Where it runs; the CPU when None.
+            share_border: As for the class.
+            local_files_only: Take what the local hub cache holds, of prompt and source.
+            download: token, cache_dir and force_download, for the prompt's own files.
+
         Raises:
-            UserError: The folder is no whole prompt, the source is not to be had, or it has other weights.
+            UserError: There is no whole prompt, the source is not to be had, or it has other weights.
         """
+        folder = find_artifact(prompt, revision, local_files_only, **download)
         config, tensors = read_artifact(folder)
         wanted = config["source"]
+        where = repr(str(prompt))
         try:
             source = load_source(
                 wanted["name"],
@@ -196,35 +280,41 @@ class PromptedClassifier(nn.Module):
                 revision=wanted["revision"],
                 local_files_only=local_files_only,
             )
-            if source.fingerprint != wanted["fingerprint"]:
-                raise UserError(
-                    f"{str(folder)!r} was made for {wanted['name']!r} with weights {wanted['fingerprint']}, "
-                    f"and these are {source.fingerprint}: another version of the model"
-                )
-            prompt, mapping = dict(config["prompt"]), dict(config["mapping"])
-            prompt = PROMPTS.get(prompt.pop("kind"))(**prompt)
+        except UserError as error:
+            raise UserError(f"prompt {where}: {error}") from error
+        if source.fingerprint != wanted["fingerprint"]:
+            raise UserError(
+                f"prompt {where} was made for {wanted['name']!r} with weights {wanted['fingerprint']}, "
+                f"and these are {source.fingerprint}: another version of the model"
+            )
+        try:
+            settings, mapping = dict(config["prompt"]), dict(config["mapping"])
+            visual = PROMPTS.get(settings.pop("kind"))(**settings)
             mapping = MAPPINGS.get(mapping.pop("kind"))(**mapping)
-            classifier = cls(prompt, source, mapping, config["class_names"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{str(folder)!r}: config.json does not describe a prompt: {error}") from error
+            classifier = cls(visual, source, mapping, config["class_names"], share_border)
+        except UserError as error:
+            raise UserError(f"prompt {where}: {error}") from error
+        except Exception as error:  # whatever a constructor makes of values that are not its own
+            raise UserError(f"prompt {where}: config.json does not describe a prompt: {error}") from error
         own = _artifact_tensors(classifier)
         if own.keys() != tensors.keys():
             odd = ", ".join(sorted(own.keys() ^ tensors.keys()))
-            raise UserError(f"{str(folder)!r}: model.safetensors has missing or extra tensors: {odd}")
+            raise UserError(f"prompt {where}: model.safetensors has missing or extra tensors: {odd}")
         for name, value in own.items():
             if value.shape != tensors[name].shape or value.dtype != tensors[name].dtype:
                 raise UserError(
-                    f"{str(folder)!r}: tensor {name!r} is {tensors[name].dtype} {tuple(tensors[name].shape)}, "
+                    f"prompt {where}: tensor {name!r} is {tensors[name].dtype} {tuple(tensors[name].shape)}, "
                     f"not {value.dtype} {tuple(value.shape)}"
                 )
         index = tensors["mapping.source_index"]
         if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(source.labels):
-            raise UserError(f"{str(folder)!r}: the mapping names labels outside 0..{len(source.labels) - 1}")
+            raise UserError(f"prompt {where}: the mapping names labels outside 0..{len(source.labels) - 1}")
         with torch.no_grad():
             for name, value in own.items():
                 value.copy_(tensors[name])
+        results = config.get("results")
+        classifier.results = results if isinstance(results, dict) else None
+        classifier._home = folder
         return classifier.to(source.mean.device).eval()
 
 
@@ -239,7 +329,7 @@ def _artifact_tensors(classifier: PromptedClassifier) -> dict[str, Tensor]:
 
 
 def _is_batch(images: Any) -> bool:
-    single = isinstance(images, (str, bytes)) or hasattr(images, "getexif")
+    single = isinstance(images, (str, bytes, bytearray, memoryview)) or hasattr(images, "getexif")
     return not single and not (hasattr(images, "ndim") and images.ndim < 4)
 
 

@@ -100,6 +100,8 @@ class PaddingPrompt(VisualPrompt):
         (height, width), (h, w) = canvas, image_size
         if h > height or w > width:
             raise UserError(f"prompt.image_size: {h}x{w} is larger than the source's canvas {height}x{width}")
+        if min(h, w) < 1:
+            raise UserError(f"prompt.image_size: {h}x{w} is no size; give 1 pixel or more")
         top, left = (height - h + 1) // 2, (width - w + 1) // 2
         mask = torch.ones(1, height, width)
         mask[:, top : top + h, left : left + w] = 0
@@ -170,8 +172,8 @@ class BorderPrompt(AdditivePrompt):
     kind = "border"
 
     def __init__(self, canvas, width: int = 30, scale: Sequence[float] | None = None, clip: bool = False):
-        if 2 * width > min(canvas):
-            raise UserError(f"prompt.width: {width} is more than half the canvas {canvas[0]}x{canvas[1]}")
+        if not 0 <= 2 * width <= min(canvas):
+            raise UserError(f"prompt.width: {width} is not 0 to half the canvas {canvas[0]}x{canvas[1]}")
         mask = torch.ones(1, *canvas)
         mask[:, width : canvas[0] - width, width : canvas[1] - width] = 0
         super().__init__(canvas, mask, scale, clip, width=width)
@@ -188,7 +190,7 @@ class PatchPrompt(AdditivePrompt):
 
     def __init__(self, canvas, size: int, position: Sequence[int] = (0, 0), scale=None, clip: bool = False):
         top, left = position
-        if top + size > canvas[0] or left + size > canvas[1]:
+        if min(top, left) < 0 or size < 1 or top + size > canvas[0] or left + size > canvas[1]:
             raise UserError(
                 f"prompt.patch_size: a square of {size} at {list(position)} leaves the canvas {canvas[0]}x{canvas[1]}"
             )

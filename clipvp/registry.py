@@ -95,8 +95,8 @@ SOURCES = Registry(
     "source scheme",
     {
         "timm": "clipvp.sources.closed:load_timm",
-        "hf": "clipvp.sources.closed:load_hf",
-        "open_clip": "clipvp.sources.clip:load_open_clip",
+        "hf": "clipvp.sources.hf:load_hf",
+        "open_clip": "clipvp.sources.open_clip:load_open_clip",
         "offline": "clipvp.sources.offline:load_offline",
     },
 )

@@ -14,12 +14,13 @@ import torch
 from accelerate import Accelerator
 from tabulate import tabulate
 
+from .card import percent
 from .config import RunConfig, to_dict
 from .data import Task
 from .data.batches import Batches
-from .evaluate import EvalResult
 from .model import PromptedClassifier
 from .progress import Clock
+from .scores import EvalResult
 
 _PACKAGES = ("clipvp", "torch", "timm", "transformers", "open_clip_torch", "datasets", "accelerate", "numpy")
 VISUAL_PROMPT = "visual prompt"
@@ -128,8 +129,15 @@ def build_results(
     }
 
 
-def percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"
+def saved_results(results: dict[str, Any]) -> dict[str, Any]:
+    """Return what a saved prompt tells of its run: nothing of the machine, and no path on it."""
+    keys = ("task", "seed", "num_train", "num_val", "num_test", "num_classes", "split_hash", "protocol")
+    kept = {key: results[key] for key in (*keys, "saved_prompt", "metrics", "best_epoch")}
+    config = {key: value for key, value in results["config"].items() if isinstance(value, dict)}
+    config["data"] = {**config["data"], "name": results["task"]}
+    del config["data"]["cache_dir"]
+    per_class = [row["acc1"] for row in results["mapping_table"]]
+    return {**kept, "per_class": per_class, "config": config, "versions": results["run_info"]["versions"]}
 
 
 def epoch_line(row: dict[str, Any], epochs: int) -> str:

@@ -12,8 +12,9 @@ from .files import write_json, write_text
 from .registry import UserError
 
 CONFIG, METRICS, RESULTS = "config.yaml", "metrics.jsonl", "results.json"
-CHECKPOINTS, PROMPT, PLOTS = "checkpoints", "prompt", "plots"
-_ALL = (CONFIG, METRICS, RESULTS, CHECKPOINTS, PROMPT, PLOTS)
+CHECKPOINTS, PROMPT, PLOTS, LOGS = "checkpoints", "prompt", "plots", "logs"
+PAGE = "report.html"
+_ALL = (CONFIG, METRICS, RESULTS, CHECKPOINTS, PROMPT, PLOTS, LOGS, PAGE)
 
 
 class RunFolder:

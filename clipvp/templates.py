@@ -175,14 +175,19 @@ def text_class_names(class_names: Sequence[str], override: Mapping[str, str] | N
         override: The task's name to the name to use instead, taken as it is.
 
     Raises:
-        UserError: The override names a class that the task has not, or two classes end with the same name.
+        UserError: The override names a class that the task has not, a name ends empty, or two end the same.
     """
     override = dict(override or {})
     for name in override:
         check_choice("mapping.class_names, class", name, class_names)
-    names = [override.get(name) or clean_class_name(name) for name in class_names]
+    names = [override[name] if name in override else clean_class_name(name) for name in class_names]
     seen: dict[str, str] = {}
     for original, name in zip(class_names, names, strict=True):
+        if not name.strip():
+            raise UserError(
+                f"class {original!r} has no name to put into a template; "
+                f"set mapping.class_names, such as {{{original!r}: a name}}"
+            )
         if name in seen:
             raise UserError(
                 f"classes {seen[name]!r} and {original!r} both become {name!r}; "

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,13 +18,14 @@ from .checkpoint import Checkpoints
 from .config import RunConfig, differences, to_dict
 from .data import Task
 from .data.batches import Batches
-from .evaluate import EvalResult
 from .interrupt import Interrupted, StopRequest
 from .model import PromptedClassifier
 from .progress import Clock, Progress
 from .registry import UserError
-from .report import VISUAL_PROMPT, build_results, epoch_line
-from .run import CHECKPOINTS, PROMPT, RunFolder
+from .report import VISUAL_PROMPT, build_results, epoch_line, saved_results
+from .run import CHECKPOINTS, PROMPT, RESULTS, RunFolder
+from .scores import EvalResult
+from .tracking import Tracking, check_trackers
 from .trainer import Trainer
 
 # Steps between two looks at the clock and the signals; on several processes such a look is a small exchange.
@@ -66,14 +68,17 @@ def fit(
     Source: ILM-VP (arXiv 2211.11635), algorithm 1.
     """
     accelerator = accelerator or Accelerator()
+    _check_launch(accelerator)
     run = RunFolder(config.output, writes=accelerator.is_main_process)
     run.check(resume=config.resume == "auto", overwrite=config.overwrite)
+    check_trackers(config.train.report_to)
     accelerator.wait_for_everyone()
     clock, progress = Clock(), Progress(config.train.progress and accelerator.is_main_process)
     classifier.to(accelerator.device)
     with clock("data"), accelerator.main_process_first():
         data = {}
-        for split in ["train", "val", "test"] if task.val is not None else ["train", "test"]:
+        selects = task.val is not None and config.train.protocol == "val"
+        for split in ["train", "val", "test"] if selects else ["train", "test"]:
             tensors = task.tensors(split, classifier.resize, progress=progress.shown)
             data[split] = Batches(tensors, accelerator)
     trainer = Trainer(classifier, data, config, accelerator, progress)
@@ -83,12 +88,14 @@ def fit(
         clock.seconds = dict(trainer.state.seconds)
     else:
         run.start(config, config.overwrite or config.resume == "auto")
+    tracking = Tracking(accelerator, config, run.path)
     epochs = config.train.epochs
     last_saved = time.monotonic()
 
     def save() -> None:
         nonlocal last_saved
         with clock("saving"):
+            trainer.check_finite()  # no checkpoint of a prompt that is lost
             tensors = trainer.tensors()
             if run.writes:
                 trainer.state.seconds = {phase: round(spent, 3) for phase, spent in clock.seconds.items()}
@@ -109,8 +116,10 @@ def fit(
             late = (
                 config.train.save_minutes and time.monotonic() - last_saved > 60 * config.train.save_minutes
             )
-            asked = torch.tensor([stop.signal is not None, bool(late)], device=accelerator.device).int()
-            stops, saves = accelerator.reduce(asked, "sum").tolist()
+            stops, saves = stop.signal is not None, bool(late)
+            if accelerator.num_processes > 1:
+                asked = torch.tensor([stops, saves], device=accelerator.device).int()
+                stops, saves = accelerator.reduce(asked, "sum").tolist()
             if stops or saves:
                 save()
             if stops:
@@ -141,6 +150,7 @@ def fit(
                         state.best_on_test = {"epoch": epoch + 1, **result.to_dict()}
             state.row |= {"source_index": classifier.mapping.source_index.tolist(), "seconds": clock.lap()}
             progress.line(epoch_line(state.row, epochs))
+            tracking.epoch(state.row)
             trainer.end_epoch()
             run.write_metrics(state.history)
             if (epoch + 1) % config.train.save_every == 0 or epoch + 1 == epochs:
@@ -159,10 +169,22 @@ def fit(
         results["metrics"]["test.best_on_test"] = state.best_on_test
     if run.writes:
         if classifier.is_prompt:
+            classifier.results = saved_results(results)
             classifier.save_pretrained(run.path / PROMPT)
         run.write_results(results)
+    tracking.end(classifier, test[results["saved_prompt"] or "last"], results["metrics"], epochs)
     accelerator.wait_for_everyone()
     return FitResult(results, state.history, test, run.path)
+
+
+def _check_launch(accelerator: Accelerator) -> None:
+    """Refuse processes that do not know of each other: each would train alone and write what the others write."""
+    launched = int(os.environ.get("WORLD_SIZE") or 1)
+    if launched != accelerator.num_processes:
+        raise UserError(
+            f"{launched} processes were launched, and accelerate sees {accelerator.num_processes}; "
+            "to run several on CPUs set ACCELERATE_USE_CPU=true"
+        )
 
 
 def _resume(
@@ -171,10 +193,16 @@ def _resume(
     """Go on from the newest whole checkpoint; return whether there was one.
 
     Raises:
-        UserError: The checkpoint was made with another config or other images.
+        UserError: The checkpoint was made with another config or other images, or none of several is whole.
     """
     found = checkpoints.newest()
     if found is None:
+        folder = checkpoints.folder.parent
+        holds = checkpoints.paths() or (folder / RESULTS).exists()
+        if holds and not config.overwrite:  # nobody asked to lose it
+            raise UserError(
+                f"--resume auto: {folder} holds a run without a whole checkpoint; --overwrite true starts anew"
+            )
         return False
     path, tensors, values, damaged = found
     for what in damaged:

@@ -18,12 +18,12 @@ from torch.nn import functional as F
 
 from .config import RunConfig
 from .data.batches import Batches, epoch_order
-from .evaluate import EvalResult, score
 from .mappings import count_matrix
 from .model import PromptedClassifier
 from .optim import build_optimizer, lr_at
 from .progress import Progress
 from .registry import UserError
+from .scores import EvalResult, score
 
 
 @dataclass
@@ -121,8 +121,8 @@ class Trainer:
                 seen, state.step = seen + len(labels), state.step + 1
                 bar.advance(len(labels), partial(_means, self.losses, self.hits, seen))
                 after_step()
-        losses, hits = self.accelerator.reduce(self.losses, "sum"), self.accelerator.reduce(self.hits, "sum")
-        self._check_finite(losses)
+        losses = self.check_finite()
+        hits = self.accelerator.reduce(self.hits, "sum")
         means = {"train_loss": float(losses.sum()) / len(train), "train_acc1": int(hits) / len(train)}
         return {"lr": self._lr(len(batches) - 1), **means}
 
@@ -157,15 +157,21 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def _check_finite(self, losses: Tensor) -> None:
+    def check_finite(self) -> Tensor:
+        """Return the losses of the epoch's steps, summed over processes; every process must call it.
+
+        Raises:
+            UserError: A loss, or what trains, is no number.
+        """
+        losses = self.accelerator.reduce(self.losses, "sum")
         bad = (~losses.isfinite()).nonzero()
         if not len(bad) and all(parameter.isfinite().all() for parameter in self.parameters):
-            return
+            return losses
         done = len(self.state.history)
         kept = f"the checkpoints up to epoch {done} are whole" if done else "no epoch was finished"
         raise UserError(
             f"the loss turned NaN or infinite at epoch {self.state.epoch + 1}, "
-            f"step {int(bad[0]) + 1 if len(bad) else self.steps}; "
+            f"step {int(bad[0]) + 1 if len(bad) else self.state.step}; "
             f"optim.lr is {self.config.optim.lr}, try a smaller one; {kept}"
         )
 

@@ -14,18 +14,22 @@ PAPER = {"optim.lr": 1e-4, "optim.weight_decay": 5e-4, "optim.schedule": "cosine
 def main() -> None:
     config, _ = parse(__doc__, defaults={**PAPER, "output": "runs/finetune"})
     with user_errors():
+        from clipvp.run import RunFolder
+
+        RunFolder(config.output).check(resume=config.resume == "auto", overwrite=config.overwrite)
+
         from accelerate import Accelerator
 
         from clipvp import fit, load_task
         from clipvp.baselines import head_classifier
-        from clipvp.model import source_from_config
+        from clipvp.model import source_from_config, text_label_space
         from clipvp.report import summary
-        from clipvp.run import RunFolder
 
         accelerator = Accelerator()
-        RunFolder(config.output).check(resume=config.resume == "auto", overwrite=config.overwrite)
         task = load_task(config.data, seed=config.seed, protocol=config.train.protocol)
-        source = source_from_config(config.source, device=accelerator.device)
+        source = source_from_config(
+            config.source, lambda: text_label_space(config.mapping, task.class_names), accelerator.device
+        )
         classifier = head_classifier(source, task.class_names, train_network=True)
         result = fit(classifier, task, config, accelerator)
         accelerator.print(summary(result.results, result.output))

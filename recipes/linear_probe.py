@@ -13,24 +13,34 @@ PAPER = {"optim.lr": 0.1, "train.epochs": 200}
 def main() -> None:
     config, _ = parse(__doc__, defaults={**PAPER, "output": "runs/linear_probe"})
     with user_errors():
+        from clipvp.run import RunFolder
+
+        run = RunFolder(config.output)
+        run.check(resume=False, overwrite=config.overwrite)
+
         from accelerate import Accelerator
 
         from clipvp import load_task
         from clipvp.baselines import extract_features, fit_linear_probe, head_classifier
         from clipvp.data.batches import Batches
-        from clipvp.model import source_from_config
+        from clipvp.model import source_from_config, text_label_space
         from clipvp.progress import Clock, Progress
+        from clipvp.registry import UserError
         from clipvp.report import build_results, summary
-        from clipvp.run import RunFolder
 
         accelerator, clock, progress = Accelerator(), Clock(), Progress(config.train.progress)
-        run = RunFolder(config.output)
-        run.check(resume=False, overwrite=config.overwrite)
+        if accelerator.num_processes > 1:
+            raise UserError("recipes/linear_probe.py runs on one process; start it with python")
         task = load_task(config.data, seed=config.seed, protocol=config.train.protocol)
-        source = source_from_config(config.source, device=accelerator.device)
+        source = source_from_config(
+            config.source, lambda: text_label_space(config.mapping, task.class_names), accelerator.device
+        )
         with clock("data"):
             splits = ["train", "val", "test"] if task.val is not None else ["train", "test"]
-            data = {split: Batches(task.tensors(split, source.resize), accelerator) for split in splits}
+            data = {
+                split: Batches(task.tensors(split, source.resize, progress=progress.shown), accelerator)
+                for split in splits
+            }
         run.start(config, config.overwrite)
         classifier = head_classifier(source, task.class_names, train_network=False)
         with clock("features"):

@@ -11,15 +11,17 @@ from clipvp.cli import parse, user_errors
 def main() -> None:
     config, _ = parse(__doc__)
     with user_errors():
+        from clipvp.run import RunFolder
+
+        RunFolder(config.output).check(resume=config.resume == "auto", overwrite=config.overwrite)
+
         from accelerate import Accelerator
 
         from clipvp import build_classifier, fit, load_task
         from clipvp.pictures import save_pictures
         from clipvp.report import summary
-        from clipvp.run import RunFolder
 
         accelerator = Accelerator()
-        RunFolder(config.output).check(resume=config.resume == "auto", overwrite=config.overwrite)
         task = load_task(config.data, seed=config.seed, protocol=config.train.protocol)
         classifier = build_classifier(config, task.class_names, accelerator.device)
         result = fit(classifier, task, config, accelerator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -31,6 +32,93 @@ def tiny_timm(tmp_path_factory) -> str:
     return f"timm:local-dir:{folder}"
 
 
+@pytest.fixture(scope="session")
+def tiny_timm_vit(tmp_path_factory) -> str:
+    """The name of a timm vision transformer of 20 labels, whose position embedding knows its canvas."""
+    import timm
+    from timm.models import save_for_hf
+
+    folder = tmp_path_factory.mktemp("tiny_timm_vit")
+    torch.manual_seed(1)
+    model = timm.create_model("test_vit", num_classes=20)
+    save_for_hf(model, folder, safe_serialization=True, model_args={"num_classes": 20})
+    return f"timm:local-dir:{folder}"
+
+
+@pytest.fixture(scope="session")
+def tiny_hf(tmp_path_factory) -> str:
+    """The name of a small transformers ResNet of 7 labels in a local folder."""
+    from transformers import ConvNextImageProcessor, ResNetConfig, ResNetForImageClassification
+
+    folder = tmp_path_factory.mktemp("tiny_hf")
+    torch.manual_seed(2)
+    names = dict(enumerate(["cat, feline", "dog", "crane, bird", "crane, machine", "hen", "fox", "cow"]))
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=7, id2label=names)
+    model = ResNetForImageClassification(config).eval()
+    for module in model.modules():  # statistics as training leaves them
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.5, 0.5)
+            module.running_var.uniform_(0.5, 2)
+    model.save_pretrained(folder)
+    ConvNextImageProcessor(size={"shortest_edge": 64}, crop_pct=0.875).save_pretrained(folder)
+    return f"hf:{folder}"
+
+
+@pytest.fixture(scope="session")
+def tiny_hf_vit(tmp_path_factory) -> str:
+    """The name of a small transformers vision transformer of 7 labels in a local folder."""
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    folder = tmp_path_factory.mktemp("tiny_hf_vit")
+    torch.manual_seed(3)
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=32,
+        patch_size=8,
+        num_labels=7,
+    )
+    ViTForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return f"hf:{folder}"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """A function from a kind of tests/tiny_models.py to the name of such a model in a local folder, made once."""
+    import tiny_models
+
+    made = {}
+
+    def name(kind: str, seed: int = 0) -> str:
+        if (kind, seed) not in made:
+            made[kind, seed] = tiny_models.make(kind, tmp_path_factory.mktemp(kind), seed)
+        return made[kind, seed]
+
+    return name
+
+
+def photo(height: int, width: int, seed: int = 0):
+    """Return a smooth colour picture, as a PIL image."""
+    from PIL import Image
+
+    small = np.random.default_rng(seed).integers(0, 256, (5, 4, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def closed_source(network, num_labels: int, canvas=(4, 4), precision: str = "fp32"):
+    """Return a source around any network from normalised pixels to logits."""
+    from clipvp.images import Resize
+    from clipvp.labels import LabelSpace
+    from clipvp.sources.base import Preprocessing, Source
+
+    labels = LabelSpace(tuple(f"label {i}" for i in range(num_labels)))
+    preprocessing = Preprocessing(Resize(canvas), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    return Source(network, labels, preprocessing, "test", precision=precision)
+
+
 def coloured_images(count: int, num_classes: int, size: int = 12, seed: int = 0):
     """Return (image, label) pairs: noise on a colour that tells the class."""
     generator = np.random.default_rng(seed)
@@ -41,6 +129,18 @@ def coloured_images(count: int, num_classes: int, size: int = 12, seed: int = 0)
         noise = generator.integers(-40, 40, (size, size, 3))
         pairs.append((np.clip(base + noise, 0, 255).astype(np.uint8), label))
     return pairs
+
+
+def write_image_folder(folder: Path, counts: dict[str, int], num_classes: int) -> Path:
+    """Write coloured images as ``split/classN/index.png`` and return the folder."""
+    from PIL import Image
+
+    for seed, (split, count) in enumerate(counts.items()):
+        for index, (image, label) in enumerate(coloured_images(count, num_classes, seed=seed)):
+            path = folder / split / f"class{label}" / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    return folder
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from clipvp.mappings import (
     add_counts,
     assign_greedy,
     assign_optimal,
+    assign_within,
     build_mapping,
     count_matrix,
 )
@@ -173,6 +174,16 @@ def test_optimal_has_scipys_total_and_is_never_below_greedy(filled):
         assert len(set(index)) == 40
         assert total(counts, index) == counts[rows, columns].sum()
         assert total(counts, index) >= total(counts, assign_greedy(torch.from_numpy(counts)).numpy())
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 10**6))
+def test_within_gives_each_class_its_own_best_template(num_templates, num_target, seed):
+    counts = np.random.default_rng(seed).integers(0, 3, (num_templates * num_target, num_target))
+    index = assign_within(torch.from_numpy(counts)).tolist()
+    for target, label in enumerate(index):
+        own = [counts[template * num_target + target, target] for template in range(num_templates)]
+        assert label == own.index(max(own)) * num_target + target  # the first of equals
 
 
 @pytest.mark.parametrize("assign", [assign_greedy, assign_optimal])

@@ -47,9 +47,11 @@ class Batches:
         """Return the images (B, 3, h, w), float32 in [0, 1], and labels (B,) at ``indices``, on the device."""
         indices = indices.to(self.images.device)
         images, labels = self.images[indices], self.labels[indices]
-        if images.device != self.device:
-            images = images.pin_memory().to(self.device, non_blocking=True)
-            labels = labels.pin_memory().to(self.device, non_blocking=True)
+        if images.device.type != self.device.type:  # of many processes on a CPU, the device is cpu:0
+            if self.device.type == "cuda":
+                images, labels = images.pin_memory(), labels.pin_memory()
+            images = images.to(self.device, non_blocking=True)
+            labels = labels.to(self.device, non_blocking=True)
         return images.to(torch.float32).div_(255), labels
 
     def share(self, batch: Tensor) -> Tensor:

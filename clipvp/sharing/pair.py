@@ -69,7 +69,7 @@ class Pair(Tensor):
     @staticmethod
     def __new__(cls, run: Run, shared: Tensor, region: Tensor, box: Box, axes: Axes = (2, 3)):
         shape = (region.shape[0], *shared.shape[1:])
-        strides = (shared[0].numel(), *shared.stride()[1:])
+        strides = (shared.numel(), *shared.stride()[1:])
         return Tensor._make_wrapper_subclass(cls, shape, strides, dtype=region.dtype, device=region.device)
 
     def __init__(self, run: Run, shared: Tensor, region: Tensor, box: Box, axes: Axes = (2, 3)):
@@ -154,7 +154,7 @@ class Pair(Tensor):
 
 def same_memory(one: Tensor, other: Tensor) -> bool:
     """Whether two plain tensors are views of the same memory."""
-    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() != 0
 
 
 def _find(value: Any, kind: type) -> Iterator[Any]:

@@ -8,9 +8,8 @@ it likes, as long as those are exact.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import partial, reduce, wraps
 from typing import Any
 
 import torch
@@ -29,7 +28,8 @@ def pointwise(run, operator: Callable, *args: Any, **kwargs: Any):
 
     Operands may be pairs, numbers, and tensors that are the same for all images.
     """
-    kwargs.pop("inplace", None)
+    if kwargs.pop("inplace", False):
+        return in_place(run, operator, *args, plain=operator, **kwargs)
     pairs = [value for value in args if isinstance(value, Pair)]
     if not pairs or any(isinstance(value, Tensor) for value in kwargs.values()):
         return NotImplemented
@@ -177,28 +177,15 @@ def _is_channels(input: Pair, dim: Any) -> bool:
 def of_a_map(rule: Callable, channel_axis: int | None = None) -> Callable:
     """Return the rule for calls whose only pair is the first argument, perhaps in one order of axes."""
 
+    @wraps(rule)
     def checked(run, operator, input, *args, **kwargs):
         if not isinstance(input, Pair) or channel_axis not in (None, input.channel_axis):
             return NotImplemented
         if any(isinstance(value, Pair) for value in (*args, *kwargs.values())):
             return NotImplemented
-        try:
-            return rule(run, operator, input, *args, **kwargs)
-        except TypeError:
-            # Operators have more spellings than a rule's signature.
-            if _fits(rule, run, operator, input, *args, **kwargs):
-                raise
-            return NotImplemented
+        return rule(run, operator, input, *args, **kwargs)
 
     return checked
-
-
-def _fits(function: Callable, *args: Any, **kwargs: Any) -> bool:
-    try:
-        inspect.signature(function).bind(*args, **kwargs)
-    except TypeError:
-        return False
-    return True
 
 
 CHANNELS_FIRST = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -48,7 +49,15 @@ class Run:
     def apply_rule(self, operator: Callable, args: tuple, kwargs: dict) -> Any:
         """Return what the operator's rule returns; ``NotImplemented`` where there is none."""
         rule = self.rules.get(operator)
-        return rule(self, operator, *args, **kwargs) if rule else NotImplemented
+        if rule is None:
+            return NotImplemented
+        try:
+            return rule(self, operator, *args, **kwargs)
+        except TypeError:
+            # Operators take their arguments in more ways than rules do.
+            if _takes(rule, self, operator, *args, **kwargs):
+                raise
+            return NotImplemented
 
     def on_shared(self, operator: Callable, *args: Any, **kwargs: Any) -> Any:
         """Return ``operator(*args, **kwargs)``, on shared maps, from the tape where it is there."""
@@ -71,11 +80,13 @@ class Tape:
     def __init__(self):
         self._entries: list[tuple[tuple, Any]] = []
         self._position = 0
-        self._autocast: tuple | None = None
+        self._autocast: torch.dtype | None = None
 
     def rewind(self, device_type: str) -> None:
         """Begin a pass; under another autocast than the last one's, with nothing on the tape."""
-        autocast = (torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type))
+        autocast = None
+        if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+            autocast = torch.get_autocast_dtype(device_type)
         if autocast != self._autocast:
             self._entries.clear()
         self._position, self._autocast = 0, autocast
@@ -89,6 +100,14 @@ class Tape:
             self._entries[self._position :] = [(call, result)]
         self._position += 1
         return self._entries[self._position - 1][1]
+
+
+def _takes(function: Callable, *args: Any, **kwargs: Any) -> bool:
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -8,7 +8,7 @@ import torch
 
 from ..labels import LabelSpace
 from ..registry import SOURCES, UserError, nearest
-from ..templates import PAPER_FIRST
+from ..templates import PAPER_FIRST, resolve_templates
 from .base import Source, check_forward, check_precision
 
 __all__ = ["Source", "load_source"]
@@ -19,7 +19,7 @@ def load_source(
     *,
     canvas: int | Sequence[int] | None = None,
     class_names: Sequence[str] | None = None,
-    templates: Sequence[str] | None = None,
+    templates: str | Sequence[str] | None = None,
     labels: Callable[[], LabelSpace] | None = None,
     precision: str = "fp32",
     device: str | torch.device | None = None,
@@ -37,8 +37,8 @@ def load_source(
         name: The scheme and what it names.
         canvas: Input size in pixels, a number for a square or (H, W); the model's own when None.
         class_names: For CLIP, the T class names of the label space.
-        templates: For CLIP, the templates of the label space, each with one ``{}``; "This is a photo of a {}."
-            when None.
+        templates: For CLIP, the templates of the label space, each with one ``{}``, or what
+            ``resolve_templates`` takes, such as "paper"; "This is a photo of a {}." when None.
         labels: Makes the label space, instead of class names and templates; called only if the model is a CLIP.
         precision: fp32, bf16 or fp16, of the frozen network only.
         device: Where it runs; the CPU when None.
@@ -72,7 +72,9 @@ def load_source(
     return check_forward(source.to(device))
 
 
-def _text_labels(name: str, class_names: Sequence[str] | None, templates: Sequence[str] | None) -> LabelSpace:
+def _text_labels(
+    name: str, class_names: Sequence[str] | None, templates: str | Sequence[str] | None
+) -> LabelSpace:
     if not class_names:
         raise UserError(f"source {name!r} is a CLIP: its labels are made of text, so it needs class names")
-    return LabelSpace.from_templates(templates or [PAPER_FIRST], class_names)
+    return LabelSpace.from_templates(resolve_templates(templates or PAPER_FIRST), class_names)

@@ -1,16 +1,16 @@
-"""Classifiers with a closed label set, from timm and transformers."""
+"""Classifiers with a closed label set, from timm."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..labels import LabelSpace, unique_names
 from ..registry import UserError, nearest
 from .base import Source
-from .hub import hub_errors, offline_if, quiet_transformers
-from .preprocessing import hf_preprocessing, timm_preprocessing
+from .hub import hub_access
+from .preprocessing import timm_preprocessing
 
 
 def imagenet_names(infer_from, num_classes: int) -> tuple[str, ...]:
@@ -37,12 +37,13 @@ def load_timm(
     import timm
     import timm.data
 
-    overlay, repository = {}, model
+    overlay, repository = {}, None
     if model.startswith("local-dir:"):
         folder = Path(model.removeprefix("local-dir:"))
         if not (folder / "config.json").is_file():
             raise UserError(f"source {name!r}: {str(folder)!r} holds no config.json of a timm model")
     elif model.startswith("hf-hub:"):
+        repository = model.removeprefix("hf-hub:").partition("@")[0]
         model = f"{model}@{revision}" if revision else model
     else:
         architecture, _, tag = model.partition(".")
@@ -58,12 +59,12 @@ def load_timm(
         if not tags:
             raise UserError(f"source {name!r}: timm has no pretrained weights for {architecture!r}")
         known = timm.get_pretrained_cfg(model)
-        repository = known.hf_hub_id or f"timm/{model}"
-        if repository.endswith("/"):
+        repository = known.hf_hub_id  # a few old weights come from elsewhere
+        if repository and repository.endswith("/"):
             repository += f"{architecture}.{known.tag}" if known.tag else architecture
         if revision:
             overlay = {"pretrained_cfg_overlay": {"hf_hub_id": f"{repository}@{revision}"}}
-    with hub_errors(name, repository), offline_if(local_files_only):
+    with hub_access(name, [repository] if repository else [], revision, local_files_only):
         network = _create_timm(timm, model, canvas, overlay)
     preprocessing = timm_preprocessing(timm.data.resolve_model_data_config(network)).at(canvas)
     labels = LabelSpace(imagenet_names(network, network.num_classes))
@@ -78,6 +79,9 @@ def _create_timm(timm, model: str, canvas, overlay: dict) -> nn.Module:
         return timm.create_model(model, pretrained=True, img_size=tuple(canvas), **overlay)
     except TypeError:  # a convolutional network: it takes any size, and no img_size
         return timm.create_model(model, pretrained=True, **overlay)
+    except (RuntimeError, AssertionError) as error:
+        size = "x".join(map(str, canvas))
+        raise RuntimeError(f"at a canvas of {size} pixels: {str(error) or type(error).__name__}") from error
 
 
 def _few(value: str, allowed: list[str]) -> str:
@@ -85,59 +89,3 @@ def _few(value: str, allowed: list[str]) -> str:
 
     close = difflib.get_close_matches(value, allowed, n=5, cutoff=0.5)
     return f"the nearest: {', '.join(close)}" if close else f"timm.list_models() shows all {len(allowed)}"
-
-
-class _Logits(nn.Module):
-    """A transformers classifier as a module from normalised pixels to logits."""
-
-    def __init__(self, model: nn.Module, interpolate: bool, flip_channels: bool):
-        super().__init__()
-        self.model = model
-        self.flip_channels = flip_channels
-        self.options = {"interpolate_pos_encoding": True} if interpolate else {}
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        pixels = pixels.flip(1) if self.flip_channels else pixels
-        return self.model(pixel_values=pixels, **self.options).logits
-
-
-def load_hf_closed(model: str, config, *, name: str, canvas, precision: str, **hub):
-    """Load a transformers image classifier; ``config`` is its configuration, ``hub`` revision and the like."""
-    import inspect
-
-    from transformers import AutoImageProcessor, AutoModelForImageClassification
-
-    with hub_errors(name, model), quiet_transformers():
-        processor = AutoImageProcessor.from_pretrained(model, **hub).to_dict()
-        network = AutoModelForImageClassification.from_pretrained(model, **hub)
-    preprocessing = hf_preprocessing(processor).at(canvas)
-    takes = "interpolate_pos_encoding" in inspect.signature(network.forward).parameters
-    names = [str(config.id2label[i]) for i in range(config.num_labels)]
-    lemmas = [text.split(",")[0].strip() for text in names]
-    labels = LabelSpace(unique_names(lemmas, [f"{text}, {i}" for i, text in enumerate(names)]))
-    module = _Logits(network, takes and canvas is not None, bool(processor.get("do_flip_channel_order")))
-    return Source(module, labels, preprocessing, name, hub.get("revision"), precision)
-
-
-def load_hf(model: str, *, name: str, revision: str | None, local_files_only: bool, **options):
-    """Load ``hf:ORG/NAME`` or ``hf:FOLDER`` with transformers: an image classifier, or a CLIP of any kind."""
-    from transformers import AutoConfig
-
-    if not model or (model[0] in "./~" and not Path(model).is_dir()):
-        raise UserError(f"source {name!r}: there is no folder {model!r}; hf: takes a folder or ORG/NAME")
-    hub = {"revision": revision, "local_files_only": local_files_only}
-    with hub_errors(name, model):
-        config = AutoConfig.from_pretrained(model, **hub)
-    if hasattr(config, "text_config") and hasattr(config, "vision_config"):
-        from .clip import load_hf_clip
-
-        return load_hf_clip(model, name=name, **options, **hub)
-    kinds = config.architectures or ["unknown"]
-    if not any(kind.endswith("ForImageClassification") for kind in kinds):
-        raise UserError(
-            f"source {name!r} holds {', '.join(kinds)}: neither an image classifier (...ForImageClassification) "
-            "nor a model with an image and a text tower"
-        )
-    return load_hf_closed(
-        model, config, name=name, canvas=options["canvas"], precision=options["precision"], **hub
-    )

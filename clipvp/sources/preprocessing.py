@@ -36,11 +36,11 @@ def hf_preprocessing(config: dict) -> Preprocessing:
             raise UserError(
                 f"the image processor crops {target[0]}x{target[1]} out of a smaller image, {size}"
             )
-        resize = Resize(target, "crop" if short else "squash", share, interpolation)
+        resize = Resize(target, "crop" if short else "squash", share, interpolation, "down")
     elif short:
         cropped = share and short < 384  # ConvNeXt's rule
         resize = Resize(
-            (short, short), "crop" if cropped else "squash", share if cropped else 1.0, interpolation
+            (short, short), "crop" if cropped else "squash", share if cropped else 1.0, interpolation, "down"
         )
     elif "height" in size:
         resize = Resize((size["height"], size["width"]), "squash", 1.0, interpolation)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -49,7 +52,11 @@ def encode_in_batches(
 
 
 def text_embeddings(
-    encode: Callable[[list[str]], Tensor], texts: Sequence[str], key: dict[str, Any], progress: bool = True
+    encode: Callable[[list[str]], Tensor],
+    texts: Sequence[str],
+    key: dict[str, Any],
+    check: Callable[[], None] | None = None,
+    progress: bool = True,
 ) -> Tensor:
     """Return L2-normalised embeddings (n, D) float32, from the disk where they were made before.
 
@@ -57,30 +64,37 @@ def text_embeddings(
         encode: A list of texts to their embeddings (len, D).
         texts: What to encode; part of the key.
         key: Everything else that decides the embeddings: model, revision, weights, precision.
+        check: Called before anything is encoded; raises where a text cannot be.
         progress: Show a bar, on a terminal.
 
     A cache file that is cut, changed or of another key is made again. Runs that start at once encode once.
     """
     full_key = json.dumps({**key, "texts": list(texts)}, sort_keys=True)
     path = cache_folder() / f"{hashlib.sha256(full_key.encode()).hexdigest()[:32]}.safetensors"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
-            found = _read(path, full_key, len(texts))
-            if found is None:
-                found = encode_in_batches(encode, texts, progress)
-                save_state(path, {"embeddings": found}, {"key": full_key})
+    with contextlib.ExitStack() as held:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(FileLock(f"{path}.lock"))
+        except (OSError, NotImplementedError):  # no right to write, or a file system without locks
+            pass
+        found = _read(path, full_key, len(texts))
+        if found is not None:
             return found
-    except OSError:  # no room or no right to write: the embeddings are still to be had
-        return encode_in_batches(encode, texts, progress)
+        if check is not None:
+            check()
+        found = encode_in_batches(encode, texts, progress)
+        try:
+            save_state(path, {"embeddings": found}, {"key": full_key})
+        except (OSError, SafetensorError) as error:  # the embeddings are there all the same
+            reason = str(error).splitlines()[0]
+            warnings.warn(f"text embeddings are made anew each time: {reason}", stacklevel=2)
+        return found
 
 
 def _read(path: Path, full_key: str, count: int) -> Tensor | None:
-    if not path.exists():
-        return None
     try:
         tensors, values = load_state(path)
-    except Damaged:
+    except Damaged:  # or not there
         return None
     found = tensors.get("embeddings")
     whole = values.get("key") == full_key and found is not None and found.ndim == 2 and len(found) == count

@@ -1,0 +1,148 @@
+"""A classifier as one ONNX file: from uint8 images to scores of the target classes, the frozen source inside.
+
+What leaves here has been run by onnxruntime and compared with the classifier itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .files import write_atomic
+from .model import PromptedClassifier
+from .registry import UserError
+
+TOLERANCE = 1e-4  # of a probability, or of a logit as a share of the largest
+INPUT, OUTPUTS = "images", {True: "logits", False: "probabilities"}
+
+
+class _Graph(nn.Module):
+    """uint8 images (B, h, w, 3) to logits or probabilities (B, T)."""
+
+    def __init__(self, classifier: PromptedClassifier, logits: bool):
+        super().__init__()
+        self.classifier, self.logits = classifier, logits
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = images.permute(0, 3, 1, 2).to(torch.float32) / 255
+        logits = self.classifier(pixels)
+        return logits if self.logits else logits.softmax(1)
+
+
+@torch.no_grad()
+def export_onnx(classifier: PromptedClassifier, path: str | Path, logits: bool = False) -> float:
+    """Write a classifier as an ONNX file and hold it against onnxruntime.
+
+    Its input is ``images``, uint8 (B, h, w, 3), RGB, any B, already brought to the prompt's image size as
+    ``classifier.resize`` does; its output is (B, T). The metadata holds ``class_names`` and ``preprocessing`` (JSON).
+
+    Args:
+        classifier: On the CPU, in fp32, and made with ``share_border=False``.
+        path: Ends in .onnx.
+        logits: Give the target logits in the place of probabilities.
+
+    Returns:
+        The largest difference that was seen.
+
+    Raises:
+        UserError: A package is missing, the network cannot be exported, or the two differ by more than 1e-4.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".onnx":
+        raise UserError(f"{str(path)!r} is no name of an ONNX file; give one that ends in .onnx")
+    if classifier.shares_border:
+        raise ValueError("make the classifier with share_border=False: a graph holds whole maps")
+    if classifier.source.precision != "fp32" or classifier.device.type != "cpu":
+        raise ValueError("a classifier is exported on the CPU in fp32")
+    onnx, onnxruntime = _packages()
+    graph, images = _Graph(classifier, logits).eval(), _images(classifier, 2)
+    wanted = OUTPUTS[logits]
+    with tempfile.TemporaryDirectory() as folder:
+        file = os.path.join(folder, "model.onnx")
+        try:
+            with _quiet():
+                program = torch.onnx.export(
+                    graph,
+                    (images,),
+                    dynamo=True,
+                    input_names=[INPUT],
+                    output_names=[wanted],
+                    dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=1 << 16)}},
+                    verbose=False,
+                )
+                program.save(file)
+        except Exception as error:  # the exporter has many errors of its own
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"source {classifier.source.name!r} cannot be exported: {reason}") from error
+        model = onnx.load(file)
+    texts = {
+        "class_names": classifier.class_names,
+        "preprocessing": classifier.resize.to_dict(),
+        "source": classifier.source.name,
+    }
+    for key, value in texts.items():
+        model.metadata_props.add(key=key, value=json.dumps(value, ensure_ascii=False))
+    content = model.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    worst = max(_difference(session, graph, _images(classifier, count)) for count in (1, 2, 5))
+    if not worst <= TOLERANCE:
+        raise UserError(
+            f"the exported file differs from the classifier by {worst:.1e}, more than {TOLERANCE}; "
+            "it was not written"
+        )
+    write_atomic(path, lambda aside: aside.write_bytes(content) and None)
+    return worst
+
+
+def _packages():
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401, torch's exporter needs it
+    except ImportError as error:
+        raise UserError(
+            f"export needs {error.name}, which is missing: pip install 'clipvp[export]'"
+        ) from error
+    return onnx, onnxruntime
+
+
+def _images(classifier: PromptedClassifier, count: int) -> Tensor:
+    """Return smooth images and noise, uint8 (count, h, w, 3), the same ones each time."""
+    h, w = classifier.prompt.image_size
+    generator = torch.Generator().manual_seed(count)
+    noise = torch.rand(count, 3, h, w, generator=generator)
+    smooth = nn.functional.interpolate(noise[:, :, :4, :4], size=(h, w), mode="bilinear")
+    mixed = torch.where(torch.arange(count).view(-1, 1, 1, 1) % 2 == 0, smooth, noise)
+    return (mixed * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def _difference(session, graph: nn.Module, images: Tensor) -> float:
+    expected = graph(images)
+    found = torch.from_numpy(session.run(None, {INPUT: images.numpy()})[0])
+    scale = max(1.0, float(expected.abs().max()))
+    return float((found - expected).abs().max()) / scale
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what the exporter tells of its own workings; its errors pass."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(None):
+            warnings.simplefilter("ignore")
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,172 @@
+"""Sources from transformers: image classifiers, and CLIPs of any kind."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..labels import LabelSpace, unique_names
+from ..registry import UserError
+from .base import Source
+from .clip import ClipParts, ClipSource, ImageTower, clip_source
+from .hub import hub_access, quiet_transformers
+from .preprocessing import hf_preprocessing
+
+
+def load_hf(
+    model: str,
+    *,
+    name: str,
+    canvas,
+    labels,
+    precision: str,
+    revision: str | None,
+    local_files_only: bool,
+) -> Source:
+    """Load ``hf:ORG/NAME`` or ``hf:FOLDER``: an image classifier, or a model with an image and a text tower."""
+    from transformers import (
+        AutoConfig,
+        AutoImageProcessor,
+        AutoModel,
+        AutoModelForImageClassification,
+        AutoTokenizer,
+    )
+
+    is_folder = Path(model).is_dir()
+    if not model or (model[0] in "./~" and not is_folder):
+        raise UserError(f"source {name!r}: there is no folder {model!r}; hf: takes a folder or ORG/NAME")
+    repositories = [] if is_folder else [model]
+    with hub_access(name, repositories, revision, local_files_only) as offline, quiet_transformers():
+        hub = {"revision": revision, "local_files_only": offline}
+        config = AutoConfig.from_pretrained(model, **hub)
+        is_clip = _is_clip(config, name)
+        processor = AutoImageProcessor.from_pretrained(model, **hub).to_dict()
+        tokenizer = AutoTokenizer.from_pretrained(model, **hub) if is_clip else None
+        if is_clip and _knows_no_words(tokenizer):
+            raise UserError(f"source {name!r}: the files of its tokenizer are missing")
+        network = _load_whole(AutoModel if is_clip else AutoModelForImageClassification, model, name, hub)
+    options = {"name": name, "precision": precision, "revision": revision}
+    if is_clip:
+        return _clip(network, tokenizer, processor, canvas, labels(), options)
+    return _classifier(network, processor, canvas, options)
+
+
+def _is_clip(config, name: str) -> bool:
+    """Return whether a model is a CLIP, from its configuration alone; refuse one that is no classifier either."""
+    from transformers import MODEL_MAPPING
+
+    kinds = config.architectures or [type(config).__name__]
+    if any(kind.endswith("ForImageClassification") for kind in kinds):
+        return False
+    network = MODEL_MAPPING.get(type(config), None)
+    if not (hasattr(network, "get_image_features") and hasattr(network, "get_text_features")):
+        raise UserError(
+            f"source {name!r} holds {', '.join(kinds)}: neither an image classifier (...ForImageClassification) "
+            "nor a model with an image and a text tower"
+        )
+    if "spatial_shapes" in inspect.signature(network.get_image_features).parameters:
+        raise UserError(
+            f"source {name!r} takes images of any shape as a list of patches (NaFlex) and has no canvas; take a "
+            "model of fixed size, such as hf:google/siglip2-base-patch16-224"
+        )
+    return True
+
+
+def _knows_no_words(tokenizer) -> bool:
+    """Return whether transformers made an empty tokenizer, as it does where there are no files of one."""
+    tokens = tokenizer("photo", add_special_tokens=False)["input_ids"]
+    return all(token == tokenizer.unk_token_id for token in tokens)
+
+
+def _load_whole(kind, model: str, name: str, hub: dict[str, Any]) -> nn.Module:
+    """Load a model, every weight of it from its files: transformers would fill up the rest at random."""
+    network, report = kind.from_pretrained(model, dtype=torch.float32, output_loading_info=True, **hub)
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(
+            f"source {name!r}: its files lack {len(missing)} weights of {type(network).__name__}, "
+            f"the first: {', '.join(missing[:3])}"
+        )
+    return network.eval()
+
+
+class _Logits(nn.Module):
+    """A transformers classifier as a module from normalised pixels to logits."""
+
+    def __init__(self, model: nn.Module, interpolate: bool, flip_channels: bool):
+        super().__init__()
+        self.model = model
+        self.flip_channels = flip_channels
+        self.options = {"interpolate_pos_encoding": True} if interpolate else {}
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        pixels = pixels.flip(1) if self.flip_channels else pixels
+        return self.model(pixel_values=pixels, **self.options).logits
+
+
+def _interpolates(method, canvas) -> bool:
+    """Return whether the position embedding is to be interpolated to a canvas other than the model's own."""
+    return canvas is not None and "interpolate_pos_encoding" in inspect.signature(method).parameters
+
+
+def _classifier(network: nn.Module, processor: dict, canvas, options: dict[str, Any]) -> Source:
+    names = [str(network.config.id2label[i]) for i in range(network.config.num_labels)]
+    lemmas = [text.split(",")[0].strip() for text in names]
+    labels = LabelSpace(unique_names(lemmas, [f"{text}, {i}" for i, text in enumerate(names)]))
+    interpolate = _interpolates(network.forward, canvas)
+    module = _Logits(network, interpolate, bool(processor.get("do_flip_channel_order")))
+    return Source(module, labels, hf_preprocessing(processor).at(canvas), **options)
+
+
+def _clip(
+    network: nn.Module, tokenizer, processor: dict, canvas, labels: LabelSpace, options: dict[str, Any]
+) -> ClipSource:
+    arguments = (
+        {"interpolate_pos_encoding": True} if _interpolates(network.get_image_features, canvas) else {}
+    )
+    longest = tokenizer.model_max_length
+    context = min(longest, getattr(network.config.text_config, "max_position_embeddings", longest))
+    # A SigLIP is trained on texts padded to the end; the others take the mask of their padding.
+    padding = "max_length" if network.config.model_type.startswith("siglip") else True
+    bias = getattr(network, "logit_bias", None)
+
+    def encode_text(texts: list[str]) -> Tensor:
+        tokens = tokenizer(texts, padding=padding, max_length=context, truncation=True, return_tensors="pt")
+        return _pooled(network.get_text_features(**tokens))
+
+    def too_long(texts: list[str]) -> list[str]:
+        with quiet_transformers():  # it warns of what is an error here
+            lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
+        return [text for text, length in zip(texts, lengths, strict=True) if length > context]
+
+    parts = ClipParts(
+        image_tower=ImageTower(
+            network, lambda both, pixels: _pooled(both.get_image_features(pixels, **arguments))
+        ),
+        encode_text=encode_text,
+        too_long=too_long,
+        weights=[network],
+        scale=_scale(network, options["name"]),
+        bias=float(bias.detach()) if bias is not None else 0.0,
+        preprocessing=hf_preprocessing(processor).at(canvas),
+    )
+    source = clip_source(parts, labels=labels, **options)
+    if hasattr(network, "text_model"):
+        del network.text_model  # it has done its work, and need not move to a device
+    return source
+
+
+def _scale(network: nn.Module, name: str) -> float:
+    if hasattr(network, "logit_scale"):
+        return float(network.logit_scale.detach().exp())
+    if hasattr(network, "temperature"):  # ALIGN
+        return 1 / float(network.temperature.detach())
+    raise UserError(f"source {name!r}: {type(network).__name__} has no logit_scale, so it is no CLIP")
+
+
+def _pooled(output) -> Tensor:
+    return output if torch.is_tensor(output) else output.pooler_output

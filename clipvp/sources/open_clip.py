@@ -1,0 +1,160 @@
+"""CLIPs from open_clip: by architecture and tag, from the hub, or from a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..images import Resize
+from ..registry import UserError, nearest
+from .base import Preprocessing
+from .clip import ClipParts, ClipSource, ImageTower, clip_source
+from .hub import fetch_open_clip, hub_access, quiet_open_clip
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "*.model")
+
+
+def load_open_clip(
+    model: str,
+    *,
+    name: str,
+    canvas,
+    labels,
+    precision: str,
+    revision: str | None,
+    local_files_only: bool,
+) -> ClipSource:
+    """Load ``open_clip:MODEL/PRETRAINED``, ``open_clip:hf-hub:ORG/NAME`` or ``open_clip:local-dir:FOLDER``."""
+    import open_clip
+
+    tag = folder = None
+    if model.startswith("hf-hub:"):
+        repository = model.removeprefix("hf-hub:")
+        with hub_access(name, [repository], revision, local_files_only):
+            folder = Path(fetch_open_clip(repository, revision))
+        repositories = []
+    elif model.startswith("local-dir:"):
+        folder, repositories = Path(model.removeprefix("local-dir:")), []
+    else:
+        model, tag = _known(open_clip, model, name)
+        if revision:
+            raise UserError(
+                f"source.revision: {name!r} names its weights by tag; use open_clip:hf-hub:ORG/NAME"
+            )
+        repositories = ["/".join(open_clip.get_pretrained_cfg(model, tag)["hf_hub"].split("/")[:2])]
+    config = _folder_config(folder, name) if folder else open_clip.get_model_config(model)
+    text, own_size = config["text_cfg"], config["vision_cfg"].get("image_size", 224)
+    own_canvas = (own_size, own_size) if isinstance(own_size, int) else tuple(own_size)
+    size = None if canvas is None or tuple(canvas) == own_canvas else tuple(canvas)
+    model = f"local-dir:{folder}" if folder else model
+    own_tokenizer = folder is not None and any(
+        found for pattern in _TOKENIZER_FILES for found in folder.glob(pattern)
+    )
+    # A text tower from transformers, or its tokenizer, may lie in a repository of its own.
+    others = [text.get("hf_model_name"), None if own_tokenizer else text.get("hf_tokenizer_name")]
+    repositories += [other for other in dict.fromkeys(others) if other and other not in repositories]
+    with hub_access(name, repositories, revision, local_files_only), quiet_open_clip():
+        network = open_clip.create_model(model, tag, force_image_size=size, require_pretrained=True).eval()
+        tokenizer = (
+            _tokenizer(open_clip, text) if folder and not own_tokenizer else open_clip.get_tokenizer(model)
+        )
+    parts = ClipParts(
+        image_tower=ImageTower(network.visual, lambda visual, pixels: _pooled(visual(pixels))),
+        encode_text=lambda texts: network.encode_text(tokenizer(texts)),
+        too_long=lambda texts: _too_long(tokenizer, texts),
+        weights=[network],
+        scale=float(network.logit_scale.detach().exp()),
+        bias=float(network.logit_bias.detach()) if getattr(network, "logit_bias", None) is not None else 0.0,
+        preprocessing=_preprocessing(network.visual.preprocess_cfg, name).at(canvas),
+    )
+    return clip_source(parts, name=name, labels=labels(), precision=precision, revision=revision)
+
+
+def _known(open_clip, model: str, name: str) -> tuple[str, str]:
+    """Return architecture and tag of ``MODEL/PRETRAINED``, held against each other."""
+    architecture, _, tag = model.partition("/")
+    config = open_clip.get_model_config(architecture)
+    if config is None:
+        known = _models(open_clip, architecture)
+        raise UserError(f"source {name!r}: open_clip has no {architecture!r}; {nearest(architecture, known)}")
+    other = architecture.removesuffix("-quickgelu")
+    other = f"{architecture}-quickgelu" if other == architecture else other
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    weights = open_clip.get_pretrained_cfg(architecture if tag in tags else other, tag)
+    wanted, computed = (bool(settings.get("quick_gelu", False)) for settings in (weights, config))
+    # Where there is no other config, there is one way to build the model, and so the weights were trained.
+    if weights and wanted != computed and open_clip.get_model_config(other):
+        raise UserError(
+            f"source {name!r}: the weights {tag!r} were trained {'with' if wanted else 'without'} QuickGELU, and "
+            f"{architecture!r} computes {'with' if computed else 'without'} it; use open_clip:{other}/{tag}"
+        )
+    if tag not in tags:
+        raise UserError(f"source {name!r}: {architecture!r} has no weights {tag!r}; {nearest(tag, tags)}")
+    return architecture, tag
+
+
+def _models(open_clip, like: str) -> list[str]:
+    """Return open_clip's architectures that begin as a name does, so that an error stays short."""
+    names = open_clip.list_models()
+    return [other for other in names if other.lower().startswith(like[:5].lower())] or names
+
+
+def _folder_config(folder: Path, name: str) -> dict[str, Any]:
+    """Return what a folder's config says of the model."""
+    path = folder / "open_clip_config.json"
+    if not path.is_file():
+        raise UserError(f"source {name!r}: {str(folder)!r} holds no open_clip_config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"source {name!r}: open_clip_config.json is damaged: {error}") from error
+    config = config.get("model_cfg") if isinstance(config, dict) else None
+    for tower in ("text", "vision"):
+        if not isinstance(config, dict) or not isinstance(config.get(f"{tower}_cfg"), dict):
+            raise UserError(
+                f"source {name!r}: its open_clip_config.json describes no {tower} tower, so it is no CLIP"
+            )
+    return config
+
+
+def _tokenizer(open_clip, text: dict[str, Any]):
+    """Return the tokenizer of a folder that holds no files of one: as the config names it, else open_clip's own."""
+    options = {"context_length": text.get("context_length", 77), **text.get("tokenizer_kwargs", {})}
+    if not text.get("hf_tokenizer_name"):
+        return open_clip.tokenizer.SimpleTokenizer(**options)
+    mode = text.get("tokenizer_mode")
+    return open_clip.tokenizer.HFTokenizer(text["hf_tokenizer_name"], tokenizer_mode=mode, **options)
+
+
+def _preprocessing(config: dict, name: str) -> Preprocessing:
+    rules = {"shortest": "crop", "squash": "squash"}
+    mode = config.get("resize_mode", "shortest")
+    if mode not in rules:
+        raise UserError(f"source {name!r}: its preprocessing resizes by {mode!r}; {nearest(mode, rules)}")
+    size = config["size"]
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    # As open_clip does: whatever is not bilinear ("random", in training) is bicubic.
+    interpolation = "bilinear" if config.get("interpolation") == "bilinear" else "bicubic"
+    resize = Resize(size, rules[mode], 1.0, interpolation)
+    return Preprocessing(resize, tuple(config["mean"]), tuple(config["std"]))
+
+
+def _pooled(output) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output  # CoCa's tower gives its tokens too
+
+
+def _too_long(tokenizer, texts: list[str]) -> list[str]:
+    """Return the texts that lose tokens at the model's context: with a longer one there are more."""
+    context = tokenizer.context_length
+    empty = tokenizer([""], context + 8)[0]
+    padding = empty.mode().values
+    wide, narrow = tokenizer(texts, context + 8), tokenizer(texts, context)
+    return [
+        text
+        for text, more, fewer in zip(texts, wide, narrow, strict=True)
+        if not torch.equal(more[more != padding], fewer[fewer != padding])
+    ]

@@ -1,0 +1,636 @@
+"""Sharing is ``network(put_together(shared, region, box))``, gradients included, for a part of the work."""
+
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from clipvp.sharing import PairNetwork, StaleError, put_together
+from clipvp.sharing.pair import Pair
+from clipvp.sharing.sliding import sweep
+from clipvp.sharing.window import look
+
+ALWAYS = 100.0  # a limit under which maps stay in two parts until the box is the whole map
+few = settings(deadline=None, max_examples=60)
+
+
+def freeze(network: nn.Module, seed: int = 0, dtype=torch.float64) -> nn.Module:
+    """Give every normalisation statistics of its own, then freeze."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_(0, 0.1, generator=generator)
+            module.running_var.uniform_(0.8, 1.2, generator=generator)
+    return network.eval().requires_grad_(False).to(dtype)
+
+
+def scene(canvas, box, batch=2, seed=0, dtype=torch.float64, channels=3):
+    """Return a shared map and a region in a box, both wanting gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    shared = torch.randn(1, channels, *canvas, generator=generator, dtype=dtype)
+    region = torch.randn(batch, channels, box[2] - box[0], box[3] - box[1], generator=generator, dtype=dtype)
+    return shared.requires_grad_(), region.requires_grad_()
+
+
+def with_gradients(function, *inputs):
+    """Return a function's output and the gradients of a random direction of it."""
+    output = function(*inputs)
+    direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=output.dtype)
+    return (output.detach(), *torch.autograd.grad((output * direction).sum(), inputs, materialize_grads=True))
+
+
+def assert_exact(network, shared, region, box, limit=ALWAYS, tolerance=1e-10) -> PairNetwork:
+    pair = PairNetwork(network, limit)
+    plain = with_gradients(lambda *parts: network(put_together(*parts, box)), shared, region)
+    ours = with_gradients(lambda *parts: pair(*parts, box), shared, region)
+    for what, one, other in zip(
+        ("output", "gradient of shared", "gradient of region"), plain, ours, strict=True
+    ):
+        assert type(other) is torch.Tensor and one.dtype == other.dtype
+        error = (one - other).norm() / (one.norm() + 1e-30)
+        assert error <= tolerance or one.norm() == other.norm() == 0, f"{what}: {error:.1e}"
+    return pair
+
+
+@st.composite
+def boxes(draw, height, width):
+    top, left = draw(st.integers(0, height - 1)), draw(st.integers(0, width - 1))
+    return top, left, draw(st.integers(top + 1, height)), draw(st.integers(left + 1, width))
+
+
+# ------------------------------------------------------------------ the geometry
+
+
+@st.composite
+def windows(draw):
+    height, width = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    top, left = draw(st.integers(-3, height - 1)), draw(st.integers(-3, width - 1))
+    bottom, right = (
+        draw(st.integers(max(top, 0) + 1, height + 3)),
+        draw(st.integers(max(left, 0) + 1, width + 3)),
+    )
+    return (height, width), draw(boxes(height, width)), (top, left, bottom, right)
+
+
+@few
+@given(windows(), st.booleans())
+def test_a_window_shows_what_the_padded_whole_map_has_there(case, channels_last):
+    (height, width), box, window = case
+    shared, region = scene((height, width), box)
+    if channels_last:
+        shared, region = (t.detach().contiguous(memory_format=torch.channels_last) for t in (shared, region))
+        shared.requires_grad_(), region.requires_grad_()
+
+    def plain(shared, region):
+        whole = shared.expand(len(region), -1, -1, -1).clone()
+        whole[:, :, box[0] : box[2], box[1] : box[3]] = region
+        padded = F.pad(whole, (3, 3, 3, 3), value=7.0)
+        return padded[:, :, window[0] + 3 : window[2] + 3, window[1] + 3 : window[3] + 3]
+
+    def ours(shared, region):
+        return look(shared, region, box, window, fill=7.0)
+
+    for one, other in zip(
+        with_gradients(plain, shared, region), with_gradients(ours, shared, region), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_the_box_grows_to_exactly_the_outputs_that_see_it(data):
+    size = data.draw(st.tuples(st.integers(1, 20), st.integers(1, 20)))
+    kernel, dilation = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 3))
+    stride, padding = data.draw(st.integers(1, 5)), data.draw(st.integers(0, 4))
+    box = data.draw(boxes(*size))
+    inside = torch.zeros(1, 1, *size)
+    inside[:, :, box[0] : box[2], box[1] : box[3]] = 1
+    if any(side + 2 * padding < dilation * (kernel - 1) + 1 for side in size):
+        return
+    seen = F.conv2d(inside, torch.ones(1, 1, kernel, kernel), None, stride, padding, dilation)[0, 0] > 0
+    grown, window = sweep(box, seen.shape, kernel, stride, padding, dilation)
+    for first, last, lines in [(0, 2, seen.any(1)), (1, 3, seen.any(0))]:
+        if seen.any():
+            assert grown[first] == lines.nonzero()[0] and grown[last] == lines.nonzero()[-1] + 1
+        assert 0 <= grown[first] < grown[last] <= len(lines)
+    reach = dilation * (kernel - 1) + 1
+    assert window[2] - window[0] == (grown[2] - grown[0] - 1) * stride + reach
+
+
+# ------------------------------------------------------------------ any network
+
+
+class Residual(nn.Module):
+    def __init__(self, body, in_place):
+        super().__init__()
+        self.body, self.in_place = body, in_place
+
+    def forward(self, x):
+        y = self.body(x)
+        if self.in_place:
+            y += x
+            return y
+        return y + x
+
+
+class Branches(nn.Module):
+    def __init__(self, *branches):
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x):
+        return torch.cat([branch(x) for branch in self.branches], 1)
+
+
+class NormOverChannels(nn.Module):
+    def forward(self, x):
+        return F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2]).permute(0, 3, 1, 2)
+
+
+class ChannelsLast(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.linear = nn.Linear(channels, channels)
+
+    def forward(self, x):
+        return F.gelu(self.linear(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+
+
+class Call(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+FUNCTIONS = [
+    lambda x: x * 0.5 + 1,
+    lambda x: 1 - x,
+    lambda x: x * torch.arange(x.shape[-1], dtype=x.dtype),  # the same for all images, not for all pixels
+    lambda x: x * torch.linspace(1, 2, x.shape[1], dtype=x.dtype)[:, None, None],
+    lambda x: torch.cat(x.chunk(2, 1)[::-1], 1),
+    lambda x: x[:, 1:],
+    lambda x: torch.maximum(x, -x[:, :1]),
+    lambda x: x * x.softmax(1),
+    lambda x: x - x.mean(1, keepdim=True),
+    lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),  # differs between images everywhere
+    lambda x: F.interpolate(x, scale_factor=2.0),  # no rule
+    lambda x: F.pad(x, (1, 2, 0, 1), value=0.3),
+    lambda x: F.pad(x, (1, 1, 2, 2), mode="replicate"),
+    lambda x: F.dropout(x, training=False),
+    lambda x: torch.cat(tensors=[x, x * 2], axis=1),  # spelled as rules do not know it
+    lambda x: F.conv2d(weight=x.new_ones(2, x.shape[1], 1, 1), input=x),
+    lambda x: (y := x * 1.1) + F.relu(y, inplace=True),
+    lambda x: (y := x * 1.1) + F.hardtanh(y, -1, 1, True) + y,
+    lambda x: x.contiguous().clone().relu_(),
+    lambda x: x.transpose(2, 3).exp().transpose(2, 3),  # no rule
+    lambda x: torch.where(x > 0, x, x * 0.1),
+]
+
+
+@st.composite
+def layers(draw, channels, side):
+    """Return a layer for maps of so many channels, the shorter side so long."""
+    kind = draw(
+        st.sampled_from(["conv", "conv", "pool", "norm", "act", "residual", "branches", "last", "function"])
+    )
+    kernel, stride = draw(st.integers(1, min(4, side))), draw(st.integers(1, 3))
+    if kind == "conv":
+        groups = draw(st.sampled_from([1, 2])) if channels % 2 == 0 else 1
+        padding, dilation = draw(st.sampled_from([0, 1, 2, (1, 0)])), draw(st.integers(1, 2))
+        if stride == 1 and draw(st.booleans()):
+            kernel, padding = kernel | 1, "same"  # torch warns of even ones
+        bias = draw(st.booleans())
+        return nn.Conv2d(
+            channels, draw(st.sampled_from([2, 4])), kernel, stride, padding, dilation, groups, bias
+        )
+    if kind == "pool":
+        padding, ceil_mode = draw(st.integers(0, kernel // 2)), draw(st.booleans())
+        if draw(st.booleans()):
+            return nn.MaxPool2d(kernel, stride, padding, draw(st.integers(1, 2)), ceil_mode=ceil_mode)
+        how = draw(st.booleans()), draw(st.sampled_from([None, None, 3]))
+        return nn.AvgPool2d(kernel, stride, padding, ceil_mode, *how)
+    if kind == "norm":
+        return draw(st.sampled_from([nn.BatchNorm2d(channels), NormOverChannels()]))
+    if kind == "act":
+        some = [
+            nn.ReLU(inplace=True),
+            nn.ReLU6(),
+            nn.GELU(),
+            nn.SiLU(inplace=True),
+            nn.PReLU(channels),
+            nn.ELU(),
+        ]
+        # In place only on what autograd does not need.
+        return nn.Sequential(Call(lambda x: x * 1.1), draw(st.sampled_from(some)))
+    if kind == "residual":
+        body = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels))
+        return Residual(body, draw(st.booleans()))
+    if kind == "branches":
+        return Branches(
+            *(nn.Conv2d(channels, 2, 2 * half + 1, padding=half) for half in (0, 2)), nn.Identity()
+        )
+    if kind == "last":
+        return ChannelsLast(channels)
+    return Call(draw(st.sampled_from(FUNCTIONS)))
+
+
+@st.composite
+def networks(draw):
+    """Return a network and the canvas it takes, odd and uneven as it may be."""
+    torch.manual_seed(draw(st.integers(0, 99)))
+    canvas = draw(st.tuples(st.integers(5, 22), st.integers(5, 22)))
+    maps, made = torch.zeros(1, 3, *canvas), []
+    for _ in range(draw(st.integers(1, 7))):
+        layer = draw(layers(maps.shape[1], min(maps.shape[2:])))
+        try:
+            result = layer.eval()(maps.clone())
+        except RuntimeError:  # the map is too small for it
+            continue
+        if 1 <= result.shape[1] <= 12 and max(result.shape[2:]) <= 30:
+            made.append(layer)
+            maps = result
+    return freeze(nn.Sequential(*made)), canvas
+
+
+@settings(deadline=None, max_examples=150)
+@given(networks(), st.data())
+def test_any_network_gives_the_same_shared(case, data):
+    network, canvas = case
+    box = data.draw(boxes(*canvas))
+    shared, region = scene(canvas, box, batch=data.draw(st.integers(1, 3)))
+    pair = assert_exact(network, shared, region, box, data.draw(st.sampled_from([0.5, ALWAYS, ALWAYS])))
+    assert pair.reason is None
+    with torch.no_grad():
+        plain, held = network(put_together(shared, region, box)), pair.hold(shared)
+        for _ in range(2):
+            torch.testing.assert_close(pair(held, region, box), plain, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+@pytest.mark.parametrize("distance", [0, 1, 2, 3])
+def test_padding_that_repeats_what_is_near_the_edge(mode, distance):
+    network = freeze(nn.Conv2d(3, 2, 3, padding=2, padding_mode=mode))
+    for box in [(distance, 4, 8, 8), (4, 4, 8, 12 - distance)]:
+        assert_exact(network, *scene((13, 12), box), box)
+
+
+@pytest.mark.parametrize("count_padding", [True, False])
+@pytest.mark.parametrize("ceil_mode", [True, False])
+@pytest.mark.parametrize("box", [(0, 0, 2, 3), (7, 9, 10, 12), (4, 0, 6, 12)])
+def test_average_pooling_at_the_edges(box, ceil_mode, count_padding):
+    for kernel, stride, padding in [(3, 2, 1), ((3, 2), (2, 3), (1, 0)), (4, 3, 2)]:
+        pool = nn.AvgPool2d(kernel, stride, padding, ceil_mode, count_padding)
+        assert_exact(pool, *scene((10, 12), box), box)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("kernel", [2, (4, 3)])
+def test_same_padding_of_even_kernels(kernel):
+    network = freeze(nn.Conv2d(3, 2, kernel, padding="same"))
+    assert_exact(network, *scene((9, 11), (0, 3, 2, 11)), (0, 3, 2, 11))
+
+
+# ------------------------------------------------------------------ networks with a name
+
+
+def timm_network(name, **settings):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    return timm.create_model(name, num_classes=5, **settings)
+
+
+class Logits(nn.Module):
+    """The logits of a transformers classifier."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels):
+        return self.model(pixel_values=pixels).logits
+
+
+def hf_network(kind, **settings):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(num_labels=5, **settings)
+    return Logits(getattr(transformers, f"{kind}ForImageClassification")(config))
+
+
+SMALL = {"hidden_sizes": [8, 16, 24, 32], "depths": [2, 1, 1, 1]}
+NAMED = {
+    "resnet18": {},
+    "resnet50": {"layers": (1, 2, 1, 1)},
+    "resnet26d": {"layers": (1, 1, 1, 1)},
+    "resnext50_32x4d": {"layers": (1, 2, 1, 1)},
+    "tf_efficientnet_lite0": {},
+    "mobilenetv2_100": {},
+    "vgg11": {"mlp_ratio": 0.01},
+    "vgg11_bn": {"mlp_ratio": 0.01},
+    "convnext_atto": {"depths": (2, 1, 2, 1)},
+    "convnext_tiny": {"depths": (2, 1, 1, 1)},
+    "densenet121": {"block_config": (3, 3, 3, 2)},
+    "efficientnet_b0": {},
+    "ghostnet_100": {},
+    "vit_tiny_patch16_224": {"img_size": (64, 80), "depth": 2},
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_named_networks(name):
+    network = freeze(timm_network(name, **NAMED[name]))
+    pair = assert_exact(network, *scene((64, 80), box := (21, 30, 34, 49)), box)
+    assert pair.reason is None
+
+
+@pytest.mark.parametrize("kind", ["ResNet", "ConvNext", "RegNet"])
+def test_named_networks_of_transformers(kind):
+    stem = {} if kind == "ConvNext" else {"embedding_size": 8}
+    network = freeze(hf_network(kind, **SMALL, **stem, **({"groups_width": 4} if kind == "RegNet" else {})))
+    pair = assert_exact(network, *scene((64, 80), box := (21, 30, 34, 49)), box)
+    assert pair.reason is None
+    assert work(pair, (64, 80), box) < 0.95 * work(network, (64, 80), box)
+
+
+def work(network, canvas, box, batch=8) -> int:
+    """Return how many multiplications a pass takes."""
+    parts = [part.detach().to(next_dtype(network)) for part in scene(canvas, box, batch)]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(*parts, box) if isinstance(network, PairNetwork) else network(put_together(*parts, box))
+    return counter.get_total_flops()
+
+
+def next_dtype(network) -> torch.dtype:
+    module = network.network if isinstance(network, PairNetwork) else network
+    return next(module.parameters()).dtype
+
+
+def test_resnet18_shares_as_far_as_the_receptive_field_lets_it():
+    network = freeze(timm_network("resnet18"), dtype=torch.float32)
+    seen = {}
+    for name in ("conv1", "maxpool", "layer1", "layer2", "layer3", "layer4"):
+        network.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: seen.update({name: output})
+        )
+    box = (96, 96, 128, 128)
+    shared, region = scene((224, 224), box, dtype=torch.float32)
+    with torch.no_grad():
+        PairNetwork(network, ALWAYS)(shared, region, box)
+    sizes = {
+        name: (out.box[2] - out.box[0], out.canvas[0]) for name, out in seen.items() if isinstance(out, Pair)
+    }
+    assert sizes == {"conv1": (19, 112), "maxpool": (11, 56), "layer1": (19, 56), "layer2": (17, 28)}
+
+
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0"])
+def test_only_a_part_of_the_maps_is_made(name):
+    """What decides the time is less the multiplications than the large maps before them."""
+    network, made = freeze(timm_network(name), dtype=torch.float32), []
+
+    def count(module, inputs, output):
+        made.append(
+            sum(part.numel() for part in ([output.shared, output.region] if is_pair(output) else [output]))
+        )
+
+    def is_pair(output):
+        return isinstance(output, Pair)
+
+    for module in network.modules():
+        if not list(module.children()):
+            module.register_forward_hook(count)
+    box, numbers = (96, 96, 128, 128), []
+    parts = [part.detach() for part in scene((224, 224), box, batch=16, dtype=torch.float32)]
+    for run in (PairNetwork(network), lambda *parts: network(put_together(*parts))):
+        with torch.no_grad():
+            run(*parts, box)
+        numbers.append(sum(made))
+        made.clear()
+    assert numbers[0] < 0.4 * numbers[1]
+
+
+# ------------------------------------------------------------------ the shared part held
+
+
+def small_network(dtype=torch.float64, seed=0):
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)]
+    return freeze(
+        nn.Sequential(*layers, Residual(nn.Conv2d(8, 8, 3, padding=1), True), nn.ReLU()), dtype=dtype
+    )
+
+
+def test_what_is_held_is_not_computed_again():
+    pair, box = PairNetwork(small_network()), (9, 9, 13, 13)
+    shared, region = (part.detach() for part in scene((40, 40), box))
+    held = pair.hold(shared)
+
+    def flops(shared):
+        with FlopCounterMode(display=False) as counter:
+            pair(shared, region, box)
+        return counter.get_total_flops()
+
+    first, second, unheld = flops(held), flops(held), flops(shared)
+    assert first == unheld and second < 0.2 * first
+
+
+def test_held_serves_any_box_any_batch_and_the_gradient_of_the_region():
+    network = small_network()
+    pair = PairNetwork(network, ALWAYS)
+    shared, _ = scene((24, 30), (0, 0, 1, 1))
+    with torch.no_grad():
+        held = pair.hold(shared)
+    for box, batch in [((3, 4, 8, 8), 2), ((3, 4, 8, 8), 5), ((0, 20, 9, 30), 3), ((3, 4, 8, 8), 2)]:
+        _, region = scene((24, 30), box, batch, seed=batch)
+        plain = with_gradients(lambda region, box=box: network(put_together(shared, region, box)), region)
+        ours = with_gradients(lambda region, box=box: pair(held, region, box), region)
+        for one, other in zip(plain, ours, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("what", ["delta", "shared", "network"])
+def test_held_cannot_go_stale_unnoticed(what):
+    network, box = small_network(), (3, 4, 8, 8)
+    pair = PairNetwork(network)
+    delta, region = scene((24, 30), box)
+    with torch.no_grad():
+        shared = torch.sigmoid(delta)
+        held = pair.hold(shared, delta)
+        pair(held, region, box)
+        assert held.fresh
+        {"delta": delta, "shared": shared, "network": network[0].weight}[what].add_(1)
+        assert not held.fresh
+        with pytest.raises(StaleError, match="hold anew"):
+            pair(held, region, box)
+
+
+def test_hold_does_not_swallow_a_gradient():
+    pair = PairNetwork(small_network())
+    shared, _ = scene((24, 30), (3, 4, 8, 8))
+    with pytest.raises(ValueError, match="no_grad"):
+        pair.hold(shared)
+
+
+def test_held_under_inference_mode_and_under_another_autocast():
+    network, box = small_network(torch.float32), (3, 4, 8, 8)
+    pair = PairNetwork(network, ALWAYS)
+    with torch.inference_mode():
+        shared, region = (part.detach() for part in scene((24, 30), box, dtype=torch.float32))
+        held, whole = pair.hold(shared), put_together(shared, region, box)
+        torch.testing.assert_close(pair(held, region, box), network(whole))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert pair(held, region, box).dtype == network(whole).dtype == torch.bfloat16
+        torch.testing.assert_close(pair(held, region, box), network(whole))
+
+
+# ------------------------------------------------------------------ what a network may do
+
+
+class Doubled(torch.autograd.Function):
+    """An operator whose gradient is its own."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * 3
+
+
+def written_through_a_view(x):
+    view = x.permute(0, 2, 3, 1)
+    x.relu_()
+    return view * 2
+
+
+def written_through_a_slice(x):
+    x[:, :, 2:5] *= 3
+    return x + 1
+
+
+def written_through_a_flat_view(x):
+    flat = x.view(x.shape[0], -1)
+    flat[:, ::2] += 1
+    return x.relu()
+
+
+def written_twice(x):
+    alias = x
+    x += 1
+    x.clamp_(min=0)
+    return alias * x
+
+
+@pytest.mark.parametrize("trick", [written_through_a_slice, written_through_a_flat_view, written_twice])
+def test_work_in_place_is_seen_where_the_plain_way_sees_it(trick):
+    network = freeze(nn.Sequential(nn.Conv2d(3, 8, 3), Call(trick), nn.Conv2d(8, 2, 3)))
+    assert assert_exact(network, *scene((24, 30), box := (3, 4, 8, 8)), box).reason is None
+
+
+@pytest.mark.parametrize("trick", [Doubled.apply, written_through_a_view])
+def test_where_parts_cannot_stand_for_the_map_the_network_is_run_whole(trick):
+    network = freeze(nn.Sequential(nn.Conv2d(3, 8, 3), Call(trick)))
+    with pytest.warns(UserWarning, match="no sharing"):
+        pair = assert_exact(network, *scene((24, 30), box := (3, 4, 8, 8)), box)
+    assert pair.reason
+    with warnings.catch_warnings():  # said once
+        warnings.simplefilter("error")
+        pair(*scene((24, 30), box), box)
+
+
+def test_errors_of_the_network_are_its_own():
+    def fail(x):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        PairNetwork(Call(fail), ALWAYS)(*scene((9, 9), box := (3, 4, 8, 8)), box)
+
+
+def test_a_map_is_put_together_once_and_never_escapes():
+    def features(x):
+        assert x.shape == (2, 3, 24, 30) and x.ndim == 4 and x.requires_grad and x.dtype == torch.float64
+        assert x.is_contiguous() and x.stride() == (2160, 720, 30, 1) and len(x) == 2
+        assert torch.fft.fft2(x).real.shape == x.shape
+        return {"maps": [x.relu(), x], "sum": x.sum((1, 2, 3))}
+
+    box = (3, 4, 8, 8)
+    shared, region = scene((24, 30), box)
+    out = PairNetwork(Call(features), ALWAYS)(shared, region, box)
+    whole = put_together(shared, region, box)
+    assert [type(value) for value in (*out["maps"], out["sum"])] == [torch.Tensor] * 3
+    torch.testing.assert_close(out["maps"], [whole.relu(), whole])
+    torch.testing.assert_close(out["sum"], whole.sum((1, 2, 3)))
+
+
+def test_the_inputs_and_the_network_stay_as_they_are():
+    network = nn.Sequential(nn.ReLU(inplace=True), small_network())
+    keys, box = set(network.state_dict()), (3, 4, 8, 8)
+    parts = [part.detach() for part in scene((24, 30), box)]
+    before = [part.clone() for part in parts]
+    pair = PairNetwork(network, ALWAYS)
+    pair(*parts, box)
+    pair(pair.hold(parts[0]), parts[1], box)
+    assert all(map(torch.equal, parts, before))
+    assert not isinstance(pair, nn.Module) and set(network.state_dict()) == keys
+
+
+def test_a_network_in_training_mode_is_exact_too():
+    box = (3, 4, 8, 8)
+    parts = [part.detach() for part in scene((24, 30), box)]
+    ours, plain = small_network().train(), small_network().train()
+    torch.testing.assert_close(PairNetwork(ours, ALWAYS)(*parts, box), plain(put_together(*parts, box)))
+    torch.testing.assert_close(ours[1].running_var, plain[1].running_var)
+
+
+@pytest.mark.parametrize(("batch", "limit", "in_parts"), [(1, 0.9, False), (2, 0.9, True), (2, 0.5, False)])
+def test_the_limit_counts_the_shared_map_as_an_image(batch, limit, in_parts):
+    kinds = []
+    network = Call(lambda x: kinds.append(type(x)) or x.relu())
+    PairNetwork(network, limit)(*scene((10, 10), box := (0, 0, 3, 3), batch), box)
+    assert kinds == [Pair if in_parts else torch.Tensor]
+
+
+def test_an_image_as_large_as_the_canvas_and_one_of_a_pixel():
+    for box in [(0, 0, 24, 30), (0, 0, 1, 1), (23, 29, 24, 30)]:
+        assert_exact(small_network(), *scene((24, 30), box), box)
+
+
+def test_channels_last_is_kept_and_exact():
+    network = small_network(torch.float32).to(memory_format=torch.channels_last)
+    layouts = []
+    network[2].register_forward_hook(lambda module, inputs, out: layouts.extend([out.shared, out.region]))
+    box = (3, 4, 8, 8)
+    parts = [part.detach().to(memory_format=torch.channels_last) for part in scene((24, 30), box)]
+    parts = [part.float() for part in parts]
+    out = PairNetwork(network, ALWAYS)(*parts, box)
+    assert all(part.is_contiguous(memory_format=torch.channels_last) for part in (*layouts, out))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast_as_exact_as_the_dtype(dtype):
+    network, box = small_network(torch.float32), (3, 4, 6, 6)
+    with torch.autocast("cpu", dtype):
+        assert_exact(network, *scene((12, 10), box, dtype=torch.float32), box, tolerance=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("shared", "region", "box", "message"),
+    [
+        ((2, 3, 9, 9), (2, 3, 2, 2), (0, 0, 2, 2), r"\(1, C, H, W\)"),
+        ((1, 3, 9, 9), (2, 3, 2, 2), (8, 0, 10, 2), "canvas of 9x9"),
+        ((1, 3, 9, 9), (2, 3, 2, 2), (0, 0, 3, 2), r"\(B, 3, 3, 2\), got \(2, 3, 2, 2\)"),
+    ],
+)
+def test_what_does_not_fit_is_said(shared, region, box, message):
+    with pytest.raises(ValueError, match=message):
+        PairNetwork(nn.Identity())(torch.zeros(shared), torch.zeros(region), box)
+    with pytest.raises(ValueError, match="float64"):
+        PairNetwork(nn.Identity())(torch.zeros(1, 3, 9, 9), torch.zeros(2, 3, 2, 2).double(), (0, 0, 2, 2))
