@@ -137,7 +137,9 @@ class Resize:
         h, w = self._resized(image.height, image.width)
         resample = Image.Resampling[self.interpolation.upper()]
         image = image.resize((w, h), resample)
-        whole = round if self.half == "even" else math.floor  # Python rounds half to even, as torchvision does
+        whole = (
+            round if self.half == "even" else math.floor
+        )  # Python rounds half to even, as torchvision does
         top, left = whole((h - self.size[0]) / 2), whole((w - self.size[1]) / 2)
         return np.array(image.crop((left, top, left + self.size[1], top + self.size[0])))
 

@@ -20,6 +20,13 @@ def _own_cache(tmp_path_factory):
     os.environ["CLIPVP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(autouse=True)
+def _denormals():
+    """Undo what loading a source sets for the process: other tests draw numbers of every size."""
+    yield
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture(scope="session")
 def tiny_timm(tmp_path_factory) -> str:
     """The name of a small, randomly initialised timm classifier of 20 labels in a local folder."""

@@ -1,6 +1,6 @@
 """A process of its own that loads sources from a hub: the hub client reads its settings when it is imported.
 
-As a program it reads a job a line, {"name", "token", "options"}, and answers a line; ``Client`` starts it and talks to it.
+As a program it reads a job a line, {"name", "token", "options"}, and answers a line; ``Client`` starts and asks it.
 """
 
 from __future__ import annotations

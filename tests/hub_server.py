@@ -67,7 +67,9 @@ class Hub:
         self.url, self.storage_url = (f"http://127.0.0.1:{port}" for port in self.ports)
 
     def start(self) -> None:
-        self.servers = [ThreadingHTTPServer(("127.0.0.1", port), self.handler or _Handler) for port in self.ports]
+        self.servers = [
+            ThreadingHTTPServer(("127.0.0.1", port), self.handler or _Handler) for port in self.ports
+        ]
         self.ports = [server.server_port for server in self.servers]
         for server in self.servers:
             server.daemon_threads, server.hub = True, self

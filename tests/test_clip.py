@@ -105,7 +105,9 @@ def test_from_the_image_on_logits_are_the_librarys_own(name, picture):
         torch.testing.assert_close(source.normalize(pixels), expected_pixels, rtol=0, atol=1e-5)
         expected = theirs.logits(expected_pixels, TEXTS)
         torch.testing.assert_close(source(pixels), expected, rtol=1e-4, atol=1e-5)
-        assert expected.std(0).mean() > 1e-3 and expected.std(1).min() > 1e-2  # so that equality says something
+        assert (
+            expected.std(0).mean() > 1e-3 and expected.std(1).min() > 1e-2
+        )  # so that equality says something
 
 
 @pytest.mark.parametrize("kind", [kind for kind in CLIPS if kind.startswith("hf")])

@@ -34,7 +34,7 @@ WEIRD = [
     "tab\tnew\nline",
     "🐶 dog",
     "\\frac{a}{b}",
-    "",
+    ".",
     "a" * 300,
 ]
 

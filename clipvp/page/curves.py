@@ -50,7 +50,7 @@ def curves_svg(title: str, series: Sequence[tuple[str, Points]], share: bool) ->
 
 def nice_ticks(low: float, high: float, number: int = 5) -> list[float]:
     """Return about ``number`` round values that enclose low..high, at least two."""
-    if high <= low:
+    if high - low < 1e-9:  # one value, for accuracies and losses
         room = abs(low) * 0.1 or 0.1
         low, high = low - room, high + room
     raw = (high - low) / number
