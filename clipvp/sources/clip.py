@@ -7,6 +7,7 @@ the logits, is the same for all.
 from __future__ import annotations
 
 import copy
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -93,7 +94,8 @@ def clip_source(
         if long:
             raise UserError(
                 f"source {name!r}: {len(long)} of {len(labels)} texts are longer than the model's context, "
-                f"the first: {long[0]!r}; shorten the class name or leave out the template"
+                f"the first: {textwrap.shorten(long[0], 120, placeholder=' ...')!r}; "
+                "shorten the class name or leave out the template"
             )
 
     fingerprint = weights_fingerprint(*parts.weights)

@@ -100,7 +100,8 @@ class _MiniLM(torch.nn.Module):
         return (states * mask).sum(1) / mask.sum(1)
 
     def too_long(self, texts: list[str]) -> list[str]:
-        lengths = [len(ids) for ids in self.tokenizer(texts)["input_ids"]]
+        with quiet_transformers():  # it warns of what is an error here
+            lengths = [len(ids) for ids in self.tokenizer(texts)["input_ids"]]
         return [text for text, length in zip(texts, lengths, strict=True) if length > self.context]
 
 
