@@ -1,7 +1,5 @@
 """Sharing is ``network(put_together(shared, region, box))``, gradients included, for a part of the work."""
 
-import warnings
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from clipvp.sharing import PairNetwork, StaleError, put_together
+from clipvp.sharing import PairNetwork, put_together
 from clipvp.sharing.pair import Pair
 from clipvp.sharing.sliding import sweep
 from clipvp.sharing.window import look
@@ -55,6 +53,14 @@ def assert_exact(network, shared, region, box, limit=ALWAYS, tolerance=1e-10) ->
         error = (one - other).norm() / (one.norm() + 1e-30)
         assert error <= tolerance or one.norm() == other.norm() == 0, f"{what}: {error:.1e}"
     return pair
+
+
+def small_network(dtype=torch.float64, seed=0):
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)]
+    return freeze(
+        nn.Sequential(*layers, Residual(nn.Conv2d(8, 8, 3, padding=1), True), nn.ReLU()), dtype=dtype
+    )
 
 
 @st.composite
@@ -172,26 +178,13 @@ class Call(nn.Module):
 
 FUNCTIONS = [
     lambda x: x * 0.5 + 1,
-    lambda x: 1 - x,
-    lambda x: x * torch.arange(x.shape[-1], dtype=x.dtype),  # the same for all images, not for all pixels
     lambda x: x * torch.linspace(1, 2, x.shape[1], dtype=x.dtype)[:, None, None],
     lambda x: torch.cat(x.chunk(2, 1)[::-1], 1),
-    lambda x: x[:, 1:],
     lambda x: torch.maximum(x, -x[:, :1]),
-    lambda x: x * x.softmax(1),
-    lambda x: x - x.mean(1, keepdim=True),
     lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),  # differs between images everywhere
     lambda x: F.interpolate(x, scale_factor=2.0),  # no rule
     lambda x: F.pad(x, (1, 2, 0, 1), value=0.3),
     lambda x: F.pad(x, (1, 1, 2, 2), mode="replicate"),
-    lambda x: F.dropout(x, training=False),
-    lambda x: torch.cat(tensors=[x, x * 2], axis=1),  # spelled as rules do not know it
-    lambda x: F.conv2d(weight=x.new_ones(2, x.shape[1], 1, 1), input=x),
-    lambda x: (y := x * 1.1) + F.relu(y, inplace=True),
-    lambda x: (y := x * 1.1) + F.hardtanh(y, -1, 1, True) + y,
-    lambda x: x.contiguous().clone().relu_(),
-    lambda x: x.transpose(2, 3).exp().transpose(2, 3),  # no rule
-    lambda x: torch.where(x > 0, x, x * 0.1),
 ]
 
 
@@ -414,223 +407,3 @@ def test_only_a_part_of_the_maps_is_made(name):
         numbers.append(sum(made))
         made.clear()
     assert numbers[0] < 0.4 * numbers[1]
-
-
-# ------------------------------------------------------------------ the shared part held
-
-
-def small_network(dtype=torch.float64, seed=0):
-    torch.manual_seed(seed)
-    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)]
-    return freeze(
-        nn.Sequential(*layers, Residual(nn.Conv2d(8, 8, 3, padding=1), True), nn.ReLU()), dtype=dtype
-    )
-
-
-def test_what_is_held_is_not_computed_again():
-    pair, box = PairNetwork(small_network()), (9, 9, 13, 13)
-    shared, region = (part.detach() for part in scene((40, 40), box))
-    held = pair.hold(shared)
-
-    def flops(shared):
-        with FlopCounterMode(display=False) as counter:
-            pair(shared, region, box)
-        return counter.get_total_flops()
-
-    first, second, unheld = flops(held), flops(held), flops(shared)
-    assert first == unheld and second < 0.2 * first
-
-
-def test_held_serves_any_box_any_batch_and_the_gradient_of_the_region():
-    network = small_network()
-    pair = PairNetwork(network, ALWAYS)
-    shared, _ = scene((24, 30), (0, 0, 1, 1))
-    with torch.no_grad():
-        held = pair.hold(shared)
-    for box, batch in [((3, 4, 8, 8), 2), ((3, 4, 8, 8), 5), ((0, 20, 9, 30), 3), ((3, 4, 8, 8), 2)]:
-        _, region = scene((24, 30), box, batch, seed=batch)
-        plain = with_gradients(lambda region, box=box: network(put_together(shared, region, box)), region)
-        ours = with_gradients(lambda region, box=box: pair(held, region, box), region)
-        for one, other in zip(plain, ours, strict=True):
-            torch.testing.assert_close(one, other)
-
-
-@pytest.mark.parametrize("what", ["delta", "shared", "network"])
-def test_held_cannot_go_stale_unnoticed(what):
-    network, box = small_network(), (3, 4, 8, 8)
-    pair = PairNetwork(network)
-    delta, region = scene((24, 30), box)
-    with torch.no_grad():
-        shared = torch.sigmoid(delta)
-        held = pair.hold(shared, delta)
-        pair(held, region, box)
-        assert held.fresh
-        {"delta": delta, "shared": shared, "network": network[0].weight}[what].add_(1)
-        assert not held.fresh
-        with pytest.raises(StaleError, match="hold anew"):
-            pair(held, region, box)
-
-
-def test_hold_does_not_swallow_a_gradient():
-    pair = PairNetwork(small_network())
-    shared, _ = scene((24, 30), (3, 4, 8, 8))
-    with pytest.raises(ValueError, match="no_grad"):
-        pair.hold(shared)
-
-
-def test_held_under_inference_mode_and_under_another_autocast():
-    network, box = small_network(torch.float32), (3, 4, 8, 8)
-    pair = PairNetwork(network, ALWAYS)
-    with torch.inference_mode():
-        shared, region = (part.detach() for part in scene((24, 30), box, dtype=torch.float32))
-        held, whole = pair.hold(shared), put_together(shared, region, box)
-        torch.testing.assert_close(pair(held, region, box), network(whole))
-        with torch.autocast("cpu", torch.bfloat16):
-            assert pair(held, region, box).dtype == network(whole).dtype == torch.bfloat16
-        torch.testing.assert_close(pair(held, region, box), network(whole))
-
-
-# ------------------------------------------------------------------ what a network may do
-
-
-class Doubled(torch.autograd.Function):
-    """An operator whose gradient is its own."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x * 2
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * 3
-
-
-def written_through_a_view(x):
-    view = x.permute(0, 2, 3, 1)
-    x.relu_()
-    return view * 2
-
-
-def written_through_a_slice(x):
-    x[:, :, 2:5] *= 3
-    return x + 1
-
-
-def written_through_a_flat_view(x):
-    flat = x.view(x.shape[0], -1)
-    flat[:, ::2] += 1
-    return x.relu()
-
-
-def written_twice(x):
-    alias = x
-    x += 1
-    x.clamp_(min=0)
-    return alias * x
-
-
-@pytest.mark.parametrize("trick", [written_through_a_slice, written_through_a_flat_view, written_twice])
-def test_work_in_place_is_seen_where_the_plain_way_sees_it(trick):
-    network = freeze(nn.Sequential(nn.Conv2d(3, 8, 3), Call(trick), nn.Conv2d(8, 2, 3)))
-    assert assert_exact(network, *scene((24, 30), box := (3, 4, 8, 8)), box).reason is None
-
-
-@pytest.mark.parametrize("trick", [Doubled.apply, written_through_a_view])
-def test_where_parts_cannot_stand_for_the_map_the_network_is_run_whole(trick):
-    network = freeze(nn.Sequential(nn.Conv2d(3, 8, 3), Call(trick)))
-    with pytest.warns(UserWarning, match="no sharing"):
-        pair = assert_exact(network, *scene((24, 30), box := (3, 4, 8, 8)), box)
-    assert pair.reason
-    with warnings.catch_warnings():  # said once
-        warnings.simplefilter("error")
-        pair(*scene((24, 30), box), box)
-
-
-def test_errors_of_the_network_are_its_own():
-    def fail(x):
-        raise KeyError("mine")
-
-    with pytest.raises(KeyError, match="mine"):
-        PairNetwork(Call(fail), ALWAYS)(*scene((9, 9), box := (3, 4, 8, 8)), box)
-
-
-def test_a_map_is_put_together_once_and_never_escapes():
-    def features(x):
-        assert x.shape == (2, 3, 24, 30) and x.ndim == 4 and x.requires_grad and x.dtype == torch.float64
-        assert x.is_contiguous() and x.stride() == (2160, 720, 30, 1) and len(x) == 2
-        assert torch.fft.fft2(x).real.shape == x.shape
-        return {"maps": [x.relu(), x], "sum": x.sum((1, 2, 3))}
-
-    box = (3, 4, 8, 8)
-    shared, region = scene((24, 30), box)
-    out = PairNetwork(Call(features), ALWAYS)(shared, region, box)
-    whole = put_together(shared, region, box)
-    assert [type(value) for value in (*out["maps"], out["sum"])] == [torch.Tensor] * 3
-    torch.testing.assert_close(out["maps"], [whole.relu(), whole])
-    torch.testing.assert_close(out["sum"], whole.sum((1, 2, 3)))
-
-
-def test_the_inputs_and_the_network_stay_as_they_are():
-    network = nn.Sequential(nn.ReLU(inplace=True), small_network())
-    keys, box = set(network.state_dict()), (3, 4, 8, 8)
-    parts = [part.detach() for part in scene((24, 30), box)]
-    before = [part.clone() for part in parts]
-    pair = PairNetwork(network, ALWAYS)
-    pair(*parts, box)
-    pair(pair.hold(parts[0]), parts[1], box)
-    assert all(map(torch.equal, parts, before))
-    assert not isinstance(pair, nn.Module) and set(network.state_dict()) == keys
-
-
-def test_a_network_in_training_mode_is_exact_too():
-    box = (3, 4, 8, 8)
-    parts = [part.detach() for part in scene((24, 30), box)]
-    ours, plain = small_network().train(), small_network().train()
-    torch.testing.assert_close(PairNetwork(ours, ALWAYS)(*parts, box), plain(put_together(*parts, box)))
-    torch.testing.assert_close(ours[1].running_var, plain[1].running_var)
-
-
-@pytest.mark.parametrize(("batch", "limit", "in_parts"), [(1, 0.9, False), (2, 0.9, True), (2, 0.5, False)])
-def test_the_limit_counts_the_shared_map_as_an_image(batch, limit, in_parts):
-    kinds = []
-    network = Call(lambda x: kinds.append(type(x)) or x.relu())
-    PairNetwork(network, limit)(*scene((10, 10), box := (0, 0, 3, 3), batch), box)
-    assert kinds == [Pair if in_parts else torch.Tensor]
-
-
-def test_an_image_as_large_as_the_canvas_and_one_of_a_pixel():
-    for box in [(0, 0, 24, 30), (0, 0, 1, 1), (23, 29, 24, 30)]:
-        assert_exact(small_network(), *scene((24, 30), box), box)
-
-
-def test_channels_last_is_kept_and_exact():
-    network = small_network(torch.float32).to(memory_format=torch.channels_last)
-    layouts = []
-    network[2].register_forward_hook(lambda module, inputs, out: layouts.extend([out.shared, out.region]))
-    box = (3, 4, 8, 8)
-    parts = [part.detach().to(memory_format=torch.channels_last) for part in scene((24, 30), box)]
-    parts = [part.float() for part in parts]
-    out = PairNetwork(network, ALWAYS)(*parts, box)
-    assert all(part.is_contiguous(memory_format=torch.channels_last) for part in (*layouts, out))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_under_autocast_as_exact_as_the_dtype(dtype):
-    network, box = small_network(torch.float32), (3, 4, 6, 6)
-    with torch.autocast("cpu", dtype):
-        assert_exact(network, *scene((12, 10), box, dtype=torch.float32), box, tolerance=2e-2)
-
-
-@pytest.mark.parametrize(
-    ("shared", "region", "box", "message"),
-    [
-        ((2, 3, 9, 9), (2, 3, 2, 2), (0, 0, 2, 2), r"\(1, C, H, W\)"),
-        ((1, 3, 9, 9), (2, 3, 2, 2), (8, 0, 10, 2), "canvas of 9x9"),
-        ((1, 3, 9, 9), (2, 3, 2, 2), (0, 0, 3, 2), r"\(B, 3, 3, 2\), got \(2, 3, 2, 2\)"),
-    ],
-)
-def test_what_does_not_fit_is_said(shared, region, box, message):
-    with pytest.raises(ValueError, match=message):
-        PairNetwork(nn.Identity())(torch.zeros(shared), torch.zeros(region), box)
-    with pytest.raises(ValueError, match="float64"):
-        PairNetwork(nn.Identity())(torch.zeros(1, 3, 9, 9), torch.zeros(2, 3, 2, 2).double(), (0, 0, 2, 2))

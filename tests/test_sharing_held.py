@@ -1,0 +1,80 @@
+"""A shared map that is held gives what it gives unheld, for less work, and cannot go stale unnoticed."""
+
+import pytest
+import torch
+from test_sharing import ALWAYS, Call, scene, small_network, with_gradients
+from torch.utils.flop_counter import FlopCounterMode
+
+from clipvp.sharing import PairNetwork, StaleError, put_together
+
+
+def test_what_is_held_is_not_computed_again():
+    pair, box = PairNetwork(small_network()), (9, 9, 13, 13)
+    shared, region = (part.detach() for part in scene((40, 40), box))
+    held = pair.hold(shared)
+
+    def flops(shared):
+        with FlopCounterMode(display=False) as counter:
+            pair(shared, region, box)
+        return counter.get_total_flops()
+
+    first, second, unheld = flops(held), flops(held), flops(shared)
+    assert first == unheld and second < 0.2 * first
+
+
+def test_held_serves_any_box_any_batch_and_the_gradient_of_the_region():
+    network = small_network()
+    pair = PairNetwork(network, ALWAYS)
+    shared, _ = scene((24, 30), (0, 0, 1, 1))
+    with torch.no_grad():
+        held = pair.hold(shared)
+    for box, batch in [((3, 4, 8, 8), 2), ((3, 4, 8, 8), 5), ((0, 20, 9, 30), 3), ((3, 4, 8, 8), 2)]:
+        _, region = scene((24, 30), box, batch, seed=batch)
+        plain = with_gradients(lambda region, box=box: network(put_together(shared, region, box)), region)
+        ours = with_gradients(lambda region, box=box: pair(held, region, box), region)
+        for one, other in zip(plain, ours, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("what", ["delta", "shared", "network"])
+def test_held_cannot_go_stale_unnoticed(what):
+    network, box = small_network(), (3, 4, 8, 8)
+    pair = PairNetwork(network)
+    delta, region = scene((24, 30), box)
+    with torch.no_grad():
+        shared = torch.sigmoid(delta)
+        held = pair.hold(shared, delta)
+        pair(held, region, box)
+        assert held.fresh
+        {"delta": delta, "shared": shared, "network": network[0].weight}[what].add_(1)
+        assert not held.fresh
+        with pytest.raises(StaleError, match="hold anew"):
+            pair(held, region, box)
+
+
+def test_hold_does_not_swallow_a_gradient():
+    pair = PairNetwork(small_network())
+    shared, _ = scene((24, 30), (3, 4, 8, 8))
+    with pytest.raises(ValueError, match="no_grad"):
+        pair.hold(shared)
+
+
+def test_held_under_inference_mode_and_under_another_autocast():
+    network, box = small_network(torch.float32), (3, 4, 8, 8)
+    pair = PairNetwork(network, ALWAYS)
+    with torch.inference_mode():
+        shared, region = (part.detach() for part in scene((24, 30), box, dtype=torch.float32))
+        held, whole = pair.hold(shared), put_together(shared, region, box)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert pair(held, region, box).dtype == network(whole).dtype == torch.bfloat16
+        torch.testing.assert_close(pair(held, region, box), network(whole))
+
+
+def test_tensors_made_anew_in_every_pass_are_not_mistaken_for_the_last_ones():
+    scales = iter([1.0, 2.0, 3.0])
+    network, box = Call(lambda x: x * torch.tensor(next(scales), dtype=x.dtype)), (3, 4, 8, 8)
+    shared, region = (part.detach() for part in scene((24, 30), box))
+    pair = PairNetwork(network, ALWAYS)
+    held, whole = pair.hold(shared), put_together(shared, region, box)
+    for scale in (1.0, 2.0, 3.0):
+        torch.testing.assert_close(pair(held, region, box), whole * scale)
