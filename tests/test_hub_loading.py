@@ -139,17 +139,18 @@ def test_an_open_clip_repository_of_pickled_weights_loads(hub, client, tiny_mode
     from safetensors.torch import load_file
 
     folder = folder_of(tiny_model("open_clip_vit"))
-    pickled = io.BytesIO()
-    torch.save(load_file(folder / "open_clip_model.safetensors"), pickled)
-    config = (folder / "open_clip_config.json").read_bytes()
-    hub.commit(
-        "someone/pickled",
-        {"open_clip_config.json": config, "open_clip_pytorch_model.bin": pickled.getvalue()},
-    )
+    buffer = io.BytesIO()
+    torch.save(load_file(folder / "open_clip_model.safetensors"), buffer)
+    pickled = buffer.getvalue()
+    config = {"open_clip_config.json": (folder / "open_clip_config.json").read_bytes()}
+    hub.commit("someone/pickled", {**config, "open_clip_pytorch_model.bin": pickled})
+    hub.commit("cut/pickled", {**config, "open_clip_pytorch_model.bin": pickled[:-1000]})
     check_same(
         client.load("open_clip:hf-hub:someone/pickled", **text("open_clip_vit")),
         load_source(tiny_model("open_clip_vit"), **text("open_clip_vit")),
     )
+    answer = client.load("open_clip:hf-hub:cut/pickled", **text("open_clip_vit"))
+    assert "a weight file is damaged" in answer["error"], answer["error"]
 
 
 def test_a_timm_name_is_asked_of_its_repository(hub, client):

@@ -125,8 +125,12 @@ def _explain(error: Exception, repositories: Sequence[str], revision: str | None
         return f"the repository {where} has no revision {revision!r}"
     if among(errors.RepositoryNotFoundError):
         return f"the hub has no repository {where}, or it is private and needs `hf auth login`"
-    if damage := among(SafetensorError, pickle.UnpicklingError, EOFError):
-        return f"a weight file is damaged ({_first_line(damage)}); fetch it anew"
+    damage = among(SafetensorError, pickle.UnpicklingError, EOFError)
+    if damage or (damage := next((cause for cause in chain if "PytorchStreamReader" in str(cause)), None)):
+        anew = "".join(
+            f" with `hf download {repository} --force-download`" for repository in repositories[:1]
+        )
+        return f"a weight file is damaged ({_first_line(damage)}); fetch it anew{anew}"
     away = among(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError)
     if why and repositories and (away or re.search("cached files|does not appear to have", str(error))):
         option = f" --revision {revision}" if revision else ""

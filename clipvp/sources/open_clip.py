@@ -45,7 +45,8 @@ def load_open_clip(
             raise UserError(
                 f"source.revision: {name!r} names its weights by tag; use open_clip:hf-hub:ORG/NAME"
             )
-        repositories = ["/".join(open_clip.get_pretrained_cfg(model, tag)["hf_hub"].split("/")[:2])]
+        hub_file = open_clip.get_pretrained_cfg(model, tag).get("hf_hub", "")  # ORG/NAME/ or ORG/NAME/FILE
+        repositories = ["/".join(hub_file.split("/")[:2])] if hub_file else []
     config = _folder_config(folder, name) if folder else open_clip.get_model_config(model)
     text, own_size = config["text_cfg"], config["vision_cfg"].get("image_size", 224)
     own_canvas = (own_size, own_size) if isinstance(own_size, int) else tuple(own_size)
