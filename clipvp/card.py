@@ -42,7 +42,10 @@ def card_text(config: dict[str, Any], pictures: Sequence[str] = (), prompt: str 
         pictures: Those of ``PICTURES`` that lie beside it.
         prompt: Its hub id, for the lines of use.
     """
+    from .sources.origin import public_name  # here, because the card's numbers are read without torch
+
     source, results = config["source"], config.get("results") or {}
+    source = {**source, "name": public_name(source["name"])}
     task = results.get("task", "custom")
     sections = [
         f"---\n{_metadata(config, task)}\n---\n\n# {plain(task)}: a visual prompt for {code(source['name'])}",

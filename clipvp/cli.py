@@ -40,19 +40,24 @@ class _Help(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn a ``UserError`` into one line on the main process and exit code 2 on all, a stop on request into 75."""
+    """Turn an error that is not the program's into one line on the main process.
+
+    Exit code 2 for a ``UserError``, 75 for a stop on request, 1 for what the system refused.
+    """
     try:
         yield
     except UserError as error:
         fail(str(error))
     except Interrupted as stopped:
         fail(str(stopped), EXIT_CODE)
+    except OSError as error:  # a full disk, a folder that may not be written
+        fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), 1)
 
 
 def fail(message: str, code: int = 2) -> None:
     """Print one line and exit."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"{'error: ' if code == 2 else ''}{' '.join(message.split())}", file=sys.stderr)
+        print(f"{'' if code == EXIT_CODE else 'error: '}{' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
 
 

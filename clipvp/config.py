@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .registry import MAPPINGS, PROMPTS, TASKS, UserError, check_choice
+from .registry import AUGMENTATIONS, MAPPINGS, PROMPTS, TASKS, UserError, check_choice
 
 NEVER = "never"
 # As accelerate calls them.
@@ -142,7 +142,10 @@ class DataConfig:
     """The target task.
 
     Args:
-        name: A registered task, a folder of images, a parquet file or folder of them, or a hub data set.
+        name: A registered task, a folder of images, a folder with a split file of CoOp, a parquet file or folder of
+            them, or a hub data set.
+        folder: Where the files of a registered task lie in CoOp's layout, to be read in place of the hub's.
+        classes: all, base (the first half of the classes, in the order of their labels) or new (the rest).
         shots: Training images a class (few-shot); validation then has min(shots, 4) a class.
         max_train: At most so many training images, the classes' shares kept.
         max_test: At most so many test images, the classes' shares kept.
@@ -161,6 +164,8 @@ class DataConfig:
     """
 
     name: str = "mnist5k"
+    folder: str | None = None
+    classes: str = "all"
     shots: int | None = None
     max_train: int | None = None
     max_test: int | None = None
@@ -178,6 +183,7 @@ class DataConfig:
 
     def __post_init__(self):
         check_choice("data.on_error", self.on_error, ["raise", "skip"])
+        check_choice("data.classes", self.classes, ["all", "base", "new"])
         for name in ("shots", "max_train", "max_test"):
             _positive(f"data.{name}", getattr(self, name))
         if not 0 <= self.val < 1:
@@ -234,7 +240,11 @@ class TrainConfig:
 
     Args:
         epochs: Passes over the training images.
-        batch_size: Images a step, over all processes.
+        batch_size: Images a step, over all processes and parts.
+        gradient_accumulation_steps: Parts in which a process takes its images of a step, for less memory; the step
+            stays the same.
+        augment: What training does to its images, anew each epoch: none, flip, crop_flip (a random part, resized, and
+            flip) or trivial (TrivialAugment). Counting passes and scores see the images as they are.
         protocol: val (a validation split selects) or paper (train on all, report the last epoch).
         eval_every: Epochs between two validations.
         test_every_epoch: With protocol paper, also score the test set each epoch and report its best, named so.
@@ -247,6 +257,8 @@ class TrainConfig:
 
     epochs: int = 10
     batch_size: int = 128
+    gradient_accumulation_steps: int = 1
+    augment: str = "none"
     protocol: str = "val"
     eval_every: int = 1
     test_every_epoch: bool = False
@@ -259,8 +271,17 @@ class TrainConfig:
     def __post_init__(self):
         for tracker in self.report_to:
             check_choice("train.report_to", tracker, TRACKERS)
+        check_choice("train.augment", self.augment, AUGMENTATIONS.names())
         check_choice("train.protocol", self.protocol, ["val", "paper"])
-        for name in ("epochs", "batch_size", "eval_every", "save_every", "save_minutes", "keep"):
+        for name in (
+            "epochs",
+            "batch_size",
+            "gradient_accumulation_steps",
+            "eval_every",
+            "save_every",
+            "save_minutes",
+            "keep",
+        ):
             _positive(f"train.{name}", getattr(self, name))
         if self.test_every_epoch and self.protocol != "paper":
             raise UserError(
@@ -310,9 +331,15 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """Return what a run records of its config: all but whether it was started or went on."""
+    return {key: value for key, value in to_dict(config).items() if key not in ("resume", "overwrite")}
+
+
 # What says how a run is started, shown and kept, not what it computes.
 _NOT_COMPUTED = ("output", "resume", "overwrite", "data.cache_dir", "prompt.share_border") + tuple(
-    f"train.{name}" for name in ("progress", "keep", "save_every", "save_minutes", "report_to")
+    f"train.{name}"
+    for name in ("gradient_accumulation_steps", "progress", "keep", "save_every", "save_minutes", "report_to")
 )
 
 

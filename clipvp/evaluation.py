@@ -15,6 +15,7 @@ class EvaluateConfig:
 
     Args:
         prompt: Folder or hub id of the saved prompt.
+        source: Name of the source model, where it is another one here.
         data: The task; its class names must be the prompt's.
         split: train, val or test.
         batch_size: Images at a time, a process.
@@ -24,6 +25,7 @@ class EvaluateConfig:
     """
 
     prompt: str = ""
+    source: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
     split: str = "test"
     batch_size: int = 128
@@ -53,7 +55,7 @@ def score_prompt(config: EvaluateConfig) -> None:
 
     accelerator = Accelerator()
     classifier = PromptedClassifier.from_pretrained(
-        config.prompt, precision=config.precision, device=accelerator.device
+        config.prompt, source=config.source, precision=config.precision, device=accelerator.device
     )
     task = load_task(config.data, seed=config.seed)
     result = evaluate(classifier, task, config.split, batch_size=config.batch_size, accelerator=accelerator)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,23 +17,58 @@ if TYPE_CHECKING:  # torch loads only where tensors are written or read
     from torch import Tensor
 
 STATE_VERSION = 1
+_ASIDE = ".part"
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     """Have ``write`` fill a new file beside ``path``, then put it in the place of ``path``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    aside = Path(name)
     try:
-        write(aside)
-        os.chmod(aside, 0o666 & ~_umask())
-        with open(aside, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-        _sync_folder(path.parent)
-    finally:
-        aside.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_ASIDE, dir=path.parent)
+        os.close(handle)
+        aside = Path(name)
+        try:
+            write(aside)
+            os.chmod(aside, 0o666 & ~_umask())
+            with open(aside, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+            _sync_folder(path.parent)
+        finally:
+            aside.unlink(missing_ok=True)
+    except OSError as error:  # name the file that was asked for, not the one beside it
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, f"cannot write: {os.strerror(error.errno)}", str(path)) from error
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file; a full disk is an ``OSError`` here too."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    def write(aside: Path) -> None:
+        try:
+            save_file(tensors, aside, metadata)
+        except SafetensorError as error:
+            if found := re.search(r"os error (\d+)", str(error)):
+                raise OSError(int(found[1]), str(error)) from error
+            raise
+
+    write_atomic(path, write)
+
+
+def remove_asides(folder: Path, older_than: float = 0) -> None:
+    """Remove what ``write_atomic`` left in a folder when its process was killed.
+
+    Args:
+        folder: Looked at, but not the folders in it.
+        older_than: Seconds for which a file was not written; 0 where nobody else may be writing there.
+    """
+    for aside in folder.glob(f".*{_ASIDE}"):
+        with suppress(FileNotFoundError):  # finished meanwhile
+            if time.time() - aside.stat().st_mtime >= older_than:
+                aside.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -61,25 +99,24 @@ class Damaged(ValueError):
     """A file is not what was written."""
 
 
-def _digest(tensors: dict[str, Tensor], values: str) -> str:
+def digest(tensors: dict[str, Tensor], values: str = "") -> str:
+    """Return the SHA-256 of tensors, with their names, shapes and types, and of a text."""
     import torch
 
-    digest = hashlib.sha256(values.encode())
+    found = hashlib.sha256(values.encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
+        found.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def save_state(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
     """Write tensors and JSON values to one safetensors file, with a hash of everything, atomically."""
-    from safetensors.torch import save_file
-
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(values, allow_nan=False)
-    metadata = {"clipvp_version": str(STATE_VERSION), "values": text, "sha256": _digest(tensors, text)}
-    write_atomic(path, lambda aside: save_file(tensors, aside, metadata))
+    metadata = {"clipvp_version": str(STATE_VERSION), "values": text, "sha256": digest(tensors, text)}
+    write_tensors(path, tensors, metadata)
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -94,8 +131,10 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
+        if metadata.get("clipvp_version") != str(STATE_VERSION):
+            raise Damaged(f"{path}: not a checkpoint of version {STATE_VERSION}")
         text = metadata["values"]
-        if metadata["sha256"] != _digest(tensors, text):
+        if metadata["sha256"] != digest(tensors, text):
             raise Damaged(f"{path}: its content is not what was written")
         return tensors, json.loads(text)
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .files import write_atomic, write_json
+from .files import digest, write_json, write_tensors
 from .registry import UserError
 
 if TYPE_CHECKING:  # the config alone is read without torch
@@ -31,12 +31,10 @@ _SOURCE_KEYS = {
 
 def write_artifact(folder: str | Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Write a prompt's config and tensors into a folder, each file whole or not there."""
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomic(folder / WEIGHTS, lambda aside: save_file(tensors, aside, {"format": "pt"}))
-    write_json(folder / CONFIG, {"format": FORMAT, "version": VERSION, **config})
+    write_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
+    write_json(folder / CONFIG, {"format": FORMAT, "version": VERSION, "sha256": digest(tensors), **config})
 
 
 def find_artifact(
@@ -121,9 +119,12 @@ def read_artifact(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]
     folder = Path(folder)
     config = read_config(folder)
     try:
-        return config, load_file(folder / WEIGHTS)
+        tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise _damaged(folder, error) from error
+    if config.get("sha256", found := digest(tensors)) != found:  # the first prompts have none
+        raise _damaged(folder, ValueError(f"{WEIGHTS} is not the one that {CONFIG} was written with"))
+    return config, tensors
 
 
 def _damaged(folder: Path, error: Exception) -> UserError:

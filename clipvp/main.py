@@ -28,15 +28,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"clipvp {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
-    def verb(name: str, help: str, prompt: bool = True) -> argparse.ArgumentParser:
+    def verb(name: str, help: str, prompt: bool = True, loads: bool = False) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=help, description=help, allow_abbrev=False)
         if prompt:
             sub.add_argument("prompt", metavar="PROMPT", help="folder or hub id of a saved prompt")
             sub.add_argument("--revision", help="branch, tag or commit of the prompt on the hub")
             sub.add_argument("--local_files_only", action="store_true", help="never ask the network")
+        if loads:
+            sub.add_argument("--source", help="name of the source model, where it is another one here")
         return sub
 
-    predict = verb("predict", "Classify images.")
+    predict = verb("predict", "Classify images.", loads=True)
     predict.add_argument("images", metavar="IMAGE", nargs="+", help="files")
     predict.add_argument("--top_k", type=_positive, default=3, help="classes shown for each image (3)")
     predict.add_argument("--batch_size", type=_positive, default=64, help="images at a time (64)")
@@ -49,8 +51,14 @@ def build_parser() -> argparse.ArgumentParser:
     names = verb("list", "List what can be named in a config.", prompt=False)
     names.add_argument("what", choices=["sources", "tasks", "templates", "prompts", "mappings"])
     verbs.add_parser(_EVALUATE, help="Score a prompt on a task: PROMPT --data.name NAME; see its --help.")
+    cache = verb("cache", "List or remove the decoded images on disk.", prompt=False)
+    cache.add_argument("--list", dest="shown", action="store_true", help="list them (unless --clear)")
+    cache.add_argument("--clear", action="store_true", help="remove them; they are decoded anew when needed")
+    cache.add_argument(
+        "--cache_dir", metavar="FOLDER", help="where they are ($CLIPVP_CACHE, or the user's cache)"
+    )
     verb("env", "Print the versions that a bug report needs.", prompt=False)
-    export = verb("export", "Write prompt, frozen source and mapping as one ONNX file.")
+    export = verb("export", "Write prompt, frozen source and mapping as one ONNX file.", loads=True)
     export.add_argument("--onnx", metavar="FILE", required=True, help="the file to write")
     export.add_argument("--logits", action="store_true", help="give target logits, not probabilities")
     report = verb("report", "Draw one run, or several compared, as one HTML file.", prompt=False)

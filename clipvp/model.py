@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from .sharing import PairNetwork
 from .sharing.network import Held
 from .sources import Source, load_source
 from .sources.hub import hub_access
-from .sources.origin import origin
+from .sources.origin import is_local, origin, public_name
 from .templates import PAPER_FIRST, resolve_templates, text_class_names
 
 
@@ -223,6 +224,8 @@ class PromptedClassifier(nn.Module, ModelHubMixin):
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Write the prompt to a repository of the hub, made where it is missing, in one commit.
 
+        Where the source is a local folder, only the folder's own name is told, and a warning says what others need.
+
         Args:
             repo_id: ``ORG/NAME``.
             options: private, branch, create_pr, commit_message, token and more of
@@ -234,16 +237,28 @@ class PromptedClassifier(nn.Module, ModelHubMixin):
         Raises:
             UserError: The hub cannot be reached or refuses.
         """
+        name = self.source.name
+        if is_local(name):
+            warnings.warn(
+                f"push to {repo_id!r}: the source {name!r} is a local folder; others need that model too, and load "
+                "the prompt with from_pretrained(..., source=NAME)",
+                stacklevel=2,
+            )
         with hub_access(repo_id, [repo_id], options.get("branch"), False, what="push to") as offline:
             if offline:
                 raise UserError(f"push to {repo_id!r}: the hub is switched off or cannot be reached")
-            return super().push_to_hub(repo_id, **{**options, "model_card_kwargs": {"prompt": repo_id}})
+            try:
+                self.source.name = public_name(name)  # while the files to push are written
+                return super().push_to_hub(repo_id, **{**options, "model_card_kwargs": {"prompt": repo_id}})
+            finally:
+                self.source.name = name
 
     @classmethod
     def from_pretrained(
         cls,
         prompt: str | Path,
         *,
+        source: str | None = None,
         revision: str | None = None,
         precision: str = "fp32",
         device: str | torch.device | None = None,
@@ -255,6 +270,8 @@ class PromptedClassifier(nn.Module, ModelHubMixin):
 
         Args:
             prompt: A folder, which comes first, or a hub id ``ORG/NAME``.
+            source: Name of the source where it is found under another one here, such as a folder elsewhere; its
+                weights must be the same.
             revision: Branch, tag or commit of the prompt on the hub; the source's own stands in the prompt.
             precision: fp32, bf16 or fp16, of the frozen network only.
             device: Where it runs; the CPU when None.
@@ -269,29 +286,31 @@ class PromptedClassifier(nn.Module, ModelHubMixin):
         config, tensors = read_artifact(folder)
         wanted = config["source"]
         where = repr(str(prompt))
+        name = source or wanted["name"]
         try:
-            source = load_source(
-                wanted["name"],
+            frozen = load_source(
+                name,
                 canvas=wanted["canvas"],
                 class_names=wanted["class_names"],
                 templates=wanted["templates"],
                 precision=precision,
                 device=device,
-                revision=wanted["revision"],
+                revision=None if source else wanted["revision"],
                 local_files_only=local_files_only,
             )
         except UserError as error:
-            raise UserError(f"prompt {where}: {error}") from error
-        if source.fingerprint != wanted["fingerprint"]:
+            hint = "; where that model lies elsewhere, give its name as `source`" if is_local(name) else ""
+            raise UserError(f"prompt {where}: {error}{hint}") from error
+        if frozen.fingerprint != wanted["fingerprint"]:
             raise UserError(
                 f"prompt {where} was made for {wanted['name']!r} with weights {wanted['fingerprint']}, "
-                f"and these are {source.fingerprint}: another version of the model"
+                f"and these are {frozen.fingerprint}: another version of the model"
             )
         try:
             settings, mapping = dict(config["prompt"]), dict(config["mapping"])
             visual = PROMPTS.get(settings.pop("kind"))(**settings)
             mapping = MAPPINGS.get(mapping.pop("kind"))(**mapping)
-            classifier = cls(visual, source, mapping, config["class_names"], share_border)
+            classifier = cls(visual, frozen, mapping, config["class_names"], share_border)
         except UserError as error:
             raise UserError(f"prompt {where}: {error}") from error
         except Exception as error:  # whatever a constructor makes of values that are not its own
@@ -307,15 +326,15 @@ class PromptedClassifier(nn.Module, ModelHubMixin):
                     f"not {value.dtype} {tuple(value.shape)}"
                 )
         index = tensors["mapping.source_index"]
-        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(source.labels):
-            raise UserError(f"prompt {where}: the mapping names labels outside 0..{len(source.labels) - 1}")
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < len(frozen.labels):
+            raise UserError(f"prompt {where}: the mapping names labels outside 0..{len(frozen.labels) - 1}")
         with torch.no_grad():
             for name, value in own.items():
                 value.copy_(tensors[name])
         results = config.get("results")
         classifier.results = results if isinstance(results, dict) else None
         classifier._home = folder
-        return classifier.to(source.mean.device).eval()
+        return classifier.to(frozen.mean.device).eval()
 
 
 def _artifact_tensors(classifier: PromptedClassifier) -> dict[str, Tensor]:
@@ -359,13 +378,23 @@ def text_label_space(config: MappingConfig, class_names: Sequence[str]) -> Label
 
 
 def build_classifier(
-    config: RunConfig, class_names: Sequence[str], device: str | torch.device | None = None
+    config: RunConfig,
+    class_names: Sequence[str],
+    device: str | torch.device | None = None,
+    empty: str | None = None,
 ) -> PromptedClassifier:
-    """Return the untrained classifier that a config describes for a task's class names."""
+    """Return the untrained classifier that a config describes.
+
+    Args:
+        config: ``source``, ``prompt``, ``mapping`` and ``seed`` rule.
+        class_names: The task's.
+        device: Where it runs; the CPU when None.
+        empty: Where the task's images hold nothing (``Task.empty``), so that a padding prompt acts there too.
+    """
     source = source_from_config(config.source, lambda: text_label_space(config.mapping, class_names), device)
     if config.mapping.templates is not None and not source.labels.is_text:
         raise UserError(f"mapping.templates: {source.name!r} has a closed label set and no text tower")
-    prompt = build_prompt(config.prompt, source.canvas, source.preprocessing.std)
+    prompt = build_prompt(config.prompt, source.canvas, source.preprocessing.std, empty)
     mapping = build_mapping(config.mapping, source.labels, class_names, config.seed)
     share = config.prompt.share_border
     return PromptedClassifier(prompt, source, mapping, class_names, share).to(source.mean.device)

@@ -53,9 +53,8 @@ def save_pictures(result: FitResult, classifier: PromptedClassifier, task: Task)
     if classifier.is_prompt:
         tensors = task.tensors("test", classifier.resize, progress=False)
         first = {int(c): int((tensors.labels == c).nonzero()[0]) for c in tensors.labels.unique()[:_CARDS]}
-        images = {
-            c: tensors.images[row].to(classifier.device, torch.float32) / 255 for c, row in first.items()
-        }
+        decoded = tensors.images
+        images = {c: decoded[row].to(classifier.device, torch.float32) / 255 for c, row in first.items()}
         shown = torch.stack(list(images.values())[:_EXAMPLES])
         titles = [names[c] for c in images][:_EXAMPLES]
         figures["examples"] = plot_examples(shown, classifier.prompt(shown), titles)

@@ -14,9 +14,12 @@ from torch.nn import functional as F
 
 from .config import PromptConfig
 from .images import Resize
-from .registry import PROMPTS, UserError
+from .registry import PROMPTS, UserError, check_choice
 
 Size = tuple[int, int]
+
+# Where the images of a task can be empty, by name: height and width to a mask (h, w), 1 where there is nothing.
+EMPTY = {"lower_triangle": lambda height, width: torch.ones(height, width).tril()}
 
 
 class VisualPrompt(nn.Module):
@@ -53,6 +56,9 @@ class VisualPrompt(nn.Module):
         """Return how raw images are brought to ``image_size``; by default the source's own way."""
         return source_resize
 
+    def fill(self, empty: str) -> None:
+        """Act where the task's images are empty, too; ``empty`` is a name in ``EMPTY``. By default nothing changes."""
+
     def num_trainable(self) -> int:
         """Return how many elements of delta have an effect."""
         return int(self.mask.expand_as(self.delta).sum().item())
@@ -87,16 +93,17 @@ class PaddingPrompt(VisualPrompt):
     Args:
         canvas: (H, W) in pixels.
         image_size: (h, w) in pixels, at most the canvas; images are squashed to it, aspect not kept.
+        empty: A name in ``EMPTY``: where images hold nothing, and mask is 1 as on the frame.
 
     Raises:
-        UserError: The image is larger than the canvas.
+        UserError: The image is larger than the canvas, or no such emptiness is known.
 
     Source: ILM-VP (arXiv 2211.11635), section 3, and its reference's expansive prompt.
     """
 
     kind = "padding"
 
-    def __init__(self, canvas: Sequence[int], image_size: Sequence[int]):
+    def __init__(self, canvas: Sequence[int], image_size: Sequence[int], empty: str | None = None):
         (height, width), (h, w) = canvas, image_size
         if h > height or w > width:
             raise UserError(f"prompt.image_size: {h}x{w} is larger than the source's canvas {height}x{width}")
@@ -107,6 +114,8 @@ class PaddingPrompt(VisualPrompt):
         mask[:, top : top + h, left : left + w] = 0
         super().__init__(canvas, image_size, mask, {"image_size": [int(h), int(w)]})
         self.box = (top, left, top + h, left + w)
+        if empty is not None:
+            self.fill(empty)
 
     @classmethod
     def from_config(cls, config: PromptConfig, canvas: Size, std: Sequence[float]) -> PaddingPrompt:
@@ -115,6 +124,12 @@ class PaddingPrompt(VisualPrompt):
 
     def resize(self, source_resize: Resize) -> Resize:
         return Resize(self.image_size, rule="squash", interpolation="bilinear")
+
+    def fill(self, empty: str) -> None:
+        check_choice("empty", empty, EMPTY)
+        top, left, bottom, right = self.box
+        self.mask[:, top:bottom, left:right] = EMPTY[empty](bottom - top, right - left)
+        self.settings["empty"] = empty
 
     def frame(self) -> Tensor:
         """Return the frame on an otherwise black canvas, (3, H, W) in [0, 1]."""
@@ -126,8 +141,8 @@ class PaddingPrompt(VisualPrompt):
         padded = F.pad(images, (left, self.canvas[1] - right, top, self.canvas[0] - bottom))
         return padded + self.frame()
 
-    def surroundings(self) -> tuple[Tensor, tuple[int, int, int, int]]:
-        return self.frame()[None], self.box
+    def surroundings(self) -> tuple[Tensor, tuple[int, int, int, int]] | None:
+        return None if "empty" in self.settings else (self.frame()[None], self.box)
 
     def learned(self) -> Tensor:
         return self.frame().detach()
@@ -237,6 +252,18 @@ class NoPrompt(VisualPrompt):
         return self.delta.detach()
 
 
-def build_prompt(config: PromptConfig, canvas: Size, std: Sequence[float]) -> VisualPrompt:
-    """Return the registered prompt that a config names, for a source's canvas and standard deviations."""
-    return PROMPTS.get(config.kind).from_config(config, canvas, std)
+def build_prompt(
+    config: PromptConfig, canvas: Size, std: Sequence[float], empty: str | None = None
+) -> VisualPrompt:
+    """Return the registered prompt that a config names, for a source's canvas and standard deviations.
+
+    Args:
+        config: The prompt.
+        canvas: (H, W) in pixels.
+        std: The source's, by channel.
+        empty: Where the task's images hold nothing, see ``VisualPrompt.fill``.
+    """
+    prompt = PROMPTS.get(config.kind).from_config(config, canvas, std)
+    if empty is not None:
+        prompt.fill(empty)
+    return prompt

@@ -91,6 +91,15 @@ MAPPINGS = Registry(
         "identity": "clipvp.mappings:IdentityMapping",
     },
 )
+AUGMENTATIONS = Registry(
+    "augmentation",
+    {
+        "none": "clipvp.data.augment:none",
+        "flip": "clipvp.data.augment:flip",
+        "crop_flip": "clipvp.data.augment:crop_flip",
+        "trivial": "clipvp.data.trivial:trivial",
+    },
+)
 SOURCES = Registry(
     "source scheme",
     {
@@ -105,5 +114,14 @@ TASKS = Registry(
     {
         "digits": "clipvp.data.embedded:load_digits",
         "mnist5k": "clipvp.data.embedded:load_mnist5k",
+        "abide": "clipvp.data.abide:load_abide",
+        **dict.fromkeys(
+            (  # those of clipvp.tasks
+                *("flowers102", "dtd", "ucf101", "food101", "gtsrb", "eurosat", "oxfordpets", "stanfordcars"),
+                *("sun397", "cifar10", "cifar100", "svhn", "caltech101", "fgvc_aircraft", "resisc45"),
+                *("imagenet", "imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r"),
+            ),
+            "clipvp.data.registered:load_registered",
+        ),
     },
 )

@@ -15,12 +15,13 @@ from accelerate import Accelerator
 from tabulate import tabulate
 
 from .card import percent
-from .config import RunConfig, to_dict
+from .config import RunConfig, settings_of
 from .data import Task
 from .data.batches import Batches
 from .model import PromptedClassifier
 from .progress import Clock
 from .scores import EvalResult
+from .sources.origin import public_name
 
 _PACKAGES = ("clipvp", "torch", "timm", "transformers", "open_clip_torch", "datasets", "accelerate", "numpy")
 VISUAL_PROMPT = "visual prompt"
@@ -125,7 +126,7 @@ def build_results(
             "trainable_parameters": classifier.num_trainable(),
         },
         "data": task.describe(),
-        "config": to_dict(config),
+        "config": settings_of(config),
     }
 
 
@@ -135,7 +136,13 @@ def saved_results(results: dict[str, Any]) -> dict[str, Any]:
     kept = {key: results[key] for key in (*keys, "saved_prompt", "metrics", "best_epoch")}
     config = {key: value for key, value in results["config"].items() if isinstance(value, dict)}
     config["data"] = {**config["data"], "name": results["task"]}
-    del config["data"]["cache_dir"]
+    config["source"] = {**config["source"], "name": public_name(config["source"]["name"])}
+    del config["data"]["cache_dir"], config["data"]["folder"]
+    templates = config["mapping"]["templates"]
+    if (
+        isinstance(templates, str) and "{}" not in templates
+    ):  # a set's name or a file; the texts stand in the prompt
+        config["mapping"] = {**config["mapping"], "templates": Path(templates).name}
     per_class = [row["acc1"] for row in results["mapping_table"]]
     return {**kept, "per_class": per_class, "config": config, "versions": results["run_info"]["versions"]}
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-from .config import RunConfig, to_dict
-from .files import write_json, write_text
+from .config import RunConfig, settings_of
+from .files import remove_asides, write_json, write_text
 from .registry import UserError
 
 CONFIG, METRICS, RESULTS = "config.yaml", "metrics.jsonl", "results.json"
@@ -32,14 +33,25 @@ class RunFolder:
         return any((self.path / name).exists() for name in _ALL)
 
     def check(self, resume: bool, overwrite: bool) -> None:
-        """Raise ``UserError`` where the folder holds a run and nobody asked to go on with it or to remove it."""
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"output: {str(self.path)!r} is a file, not a folder")
+        """Raise ``UserError`` where nothing can be written, or a run lies that nobody asked to go on with or remove."""
+        if not self.writes:
+            return
+        there = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise UserError(f"output: {str(there)!r} is a file, not a folder")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise UserError(f"output: {str(there)!r} may not be written")
         if self.holds_run() and not resume and not overwrite:
             raise UserError(
                 f"output: {str(self.path)!r} holds a run already; choose another folder, go on with "
                 "--resume auto, or replace it with --overwrite true"
             )
+
+    def tidy(self) -> None:
+        """Remove what a killed process left half-written."""
+        if self.writes and self.holds_run():
+            for name in ("", CHECKPOINTS, PROMPT):
+                remove_asides(self.path / name)
 
     def start(self, config: RunConfig, overwrite: bool) -> None:
         """Create the folder with the resolved config; of another run only its own files are removed."""
@@ -65,12 +77,10 @@ class RunFolder:
 
 
 def config_yaml(config: RunConfig) -> str:
-    """Return a config as YAML that ``--config`` reads; how a run was started again is not part of it."""
+    """Return a config as YAML that ``--config`` reads."""
     import yaml
 
-    values = to_dict(config)
-    del values["resume"], values["overwrite"]
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(settings_of(config), sort_keys=False, allow_unicode=True)
 
 
 def read_results(folder: str | Path) -> dict[str, Any]:

@@ -92,13 +92,21 @@ def score(
     batch_size: int,
     accelerator: Accelerator,
     watch: Callable[[Iterable], Iterable] = iter,
+    columns: Tensor | None = None,
 ) -> EvalResult:
-    """Score decoded images; ``watch`` wraps the batches, for a progress bar."""
-    scores = Scores(classifier.mapping.num_source, len(classifier.class_names), accelerator.device)
+    """Score decoded images.
+
+    Args:
+        columns: int64 (T',), the classifier's classes that take part, in the order of the labels; all when None.
+        watch: Wraps the batches, for a progress bar.
+    """
+    num_classes = len(classifier.class_names) if columns is None else len(columns)
+    scores = Scores(classifier.mapping.num_source, num_classes, accelerator.device)
     classifier.eval()
     for images, labels in watch(batches.in_turn(batch_size)):
         source_logits = classifier.source_logits(images)
-        scores.add(source_logits, classifier.mapping(source_logits), labels)
+        logits = classifier.mapping(source_logits)
+        scores.add(source_logits, logits if columns is None else logits[:, columns], labels)
     return scores.result(accelerator)
 
 
@@ -115,7 +123,7 @@ def evaluate(
 
     Args:
         classifier: Moved to the accelerator's device.
-        task: Its class names must be the classifier's, in the same order.
+        task: Its classes must be the classifier's, or some of them: then only those are chosen from.
         split: train, val or test.
         batch_size: Images at a time, a process.
         accelerator: Shares the images between processes; a new one when None.
@@ -124,9 +132,15 @@ def evaluate(
     Raises:
         UserError: The task has no such split, or other classes.
     """
-    if list(task.class_names) != classifier.class_names:
-        raise UserError(f"task {task.name!r} has other classes than the classifier was made for")
+    place = {name: index for index, name in enumerate(classifier.class_names)}
+    if other := [name for name in task.class_names if name not in place]:
+        raise UserError(
+            f"task {task.name!r} has other classes than the classifier was made for, such as {other[0]!r}"
+        )
     accelerator = accelerator or Accelerator()
+    columns = None
+    if list(task.class_names) != classifier.class_names:
+        columns = torch.tensor([place[name] for name in task.class_names], device=accelerator.device)
     batches = Batches(task.tensors(split, classifier.resize, progress=progress), accelerator)
     watch = Progress(progress and accelerator.is_main_process).watch(batches.mine(), f"scoring {split}")
-    return score(classifier.to(accelerator.device), batches, batch_size, accelerator, watch)
+    return score(classifier.to(accelerator.device), batches, batch_size, accelerator, watch, columns)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.tracking import filter_trackers, get_available_trackers
+from accelerate.tracking import GeneralTracker, filter_trackers, get_available_trackers
 
 from .config import RunConfig, flat, to_dict
 from .model import PromptedClassifier
@@ -18,8 +19,8 @@ from .scores import EvalResult
 
 PROJECT = "clipvp"
 _PACKAGES = {"comet_ml": "comet-ml"}
-# Those that take pictures as arrays (N, h, w, 3), and what they want beside them.
-_PICTURES: dict[str, dict[str, Any]] = {"tensorboard": {"dataformats": "NHWC"}, "wandb": {}}
+
+Pictures = dict[str, np.ndarray]  # (h, w, 3) uint8 by name
 
 
 def check_trackers(names: list[str]) -> None:
@@ -37,7 +38,10 @@ class Tracking:
     Args:
         accelerator: Its main process reports. Trackers that it has already are told too, and left open.
         config: The run's.
-        folder: The run's, where trackers that write files do so.
+        folder: The run's, where trackers that write files do so; trackio has a folder of its own for all runs.
+
+    Raises:
+        UserError: A tracker does not start, such as one that wants a login.
     """
 
     def __init__(self, accelerator: Accelerator, config: RunConfig, folder: Path):
@@ -51,7 +55,13 @@ class Tracking:
             key: value if isinstance(value, (bool, int, float, str)) else str(value)
             for key, value in flat(to_dict(config)).items()
         }
-        accelerator.init_trackers(PROJECT, values, {"wandb": {"name": folder.name}})
+        name = {"name": folder.name}
+        options = {"wandb": {**name, "dir": accelerator.logging_dir}, "trackio": name}
+        try:
+            accelerator.init_trackers(PROJECT, values, options)
+        except Exception as error:  # each tracker has errors of its own
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise UserError(f"train.report_to: {' or '.join(self.names)} does not start: {reason}") from error
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Report the numbers of one line of metrics.jsonl."""
@@ -67,17 +77,17 @@ class Tracking:
         self.accelerator.log(scores, step=step)
         takers = [tracker for tracker in self.accelerator.trackers if tracker.name in _PICTURES]
         if takers and classifier.is_prompt and self.accelerator.is_main_process:
-            for name, picture in _pictures(classifier, test).items():
-                for tracker in takers:
-                    tracker.log_images({name: picture[None]}, step=step, **_PICTURES[tracker.name])
+            pictures = _pictures(classifier, test)
+            for tracker in takers if pictures else []:
+                _PICTURES[tracker.name](tracker, pictures, step)
         if self.names:
             for tracker in self.accelerator.trackers:
                 tracker.finish()
             self.accelerator.trackers = []
 
 
-def _pictures(classifier: PromptedClassifier, test: EvalResult) -> dict[str, np.ndarray]:
-    """Return pictures (h, w, 3) uint8 by name; none where matplotlib is not installed."""
+def _pictures(classifier: PromptedClassifier, test: EvalResult) -> Pictures:
+    """Return the pictures of a run; none where matplotlib is not installed."""
     from .plots import plot_mapping, plot_prompt
 
     labels, index = classifier.source.labels, classifier.mapping.source_index
@@ -98,3 +108,26 @@ def _pixels(figure) -> np.ndarray:
     figure.savefig(buffer, format="png", dpi=100)
     with Image.open(buffer) as picture:
         return np.array(picture.convert("RGB"))
+
+
+def _to_tensorboard(tracker: GeneralTracker, pictures: Pictures, step: int) -> None:
+    batches = {name: picture[None] for name, picture in pictures.items()}
+    tracker.log_images(batches, step=step, dataformats="NHWC")
+
+
+def _to_wandb(tracker: GeneralTracker, pictures: Pictures, step: int) -> None:
+    tracker.log_images({name: picture[None] for name, picture in pictures.items()}, step=step)
+
+
+def _to_trackio(tracker: GeneralTracker, pictures: Pictures, step: int) -> None:
+    from trackio import Image
+
+    tracker.log({name: Image(picture) for name, picture in pictures.items()}, step=step)
+
+
+# The trackers that take pictures, and how.
+_PICTURES: dict[str, Callable[[GeneralTracker, Pictures, int], None]] = {
+    "tensorboard": _to_tensorboard,
+    "wandb": _to_wandb,
+    "trackio": _to_trackio,
+}

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
 
 from .checkpoint import Checkpoints
 from .config import RunConfig, differences, to_dict
@@ -20,6 +22,7 @@ from .data import Task
 from .data.batches import Batches
 from .interrupt import Interrupted, StopRequest
 from .model import PromptedClassifier
+from .processes import main_first, together
 from .progress import Clock, Progress
 from .registry import UserError
 from .report import VISUAL_PROMPT, build_results, epoch_line, saved_results
@@ -70,25 +73,34 @@ def fit(
     accelerator = accelerator or Accelerator()
     _check_launch(accelerator)
     run = RunFolder(config.output, writes=accelerator.is_main_process)
-    run.check(resume=config.resume == "auto", overwrite=config.overwrite)
-    check_trackers(config.train.report_to)
-    accelerator.wait_for_everyone()
+    with together(accelerator):
+        run.check(resume=config.resume == "auto", overwrite=config.overwrite)
+        check_trackers(config.train.report_to)
     clock, progress = Clock(), Progress(config.train.progress and accelerator.is_main_process)
     classifier.to(accelerator.device)
-    with clock("data"), accelerator.main_process_first():
-        data = {}
-        selects = task.val is not None and config.train.protocol == "val"
-        for split in ["train", "val", "test"] if selects else ["train", "test"]:
-            tensors = task.tensors(split, classifier.resize, progress=progress.shown)
-            data[split] = Batches(tensors, accelerator)
+    selects = task.val is not None and config.train.protocol == "val"
+    splits = ["train", "val", "test"] if selects else ["train", "test"]
+    with clock("data"):
+        tensors = main_first(
+            accelerator,
+            lambda: [task.tensors(split, classifier.resize, progress=progress.shown) for split in splits],
+        )
+        data = {split: Batches(images, accelerator) for split, images in zip(splits, tensors, strict=True)}
     trainer = Trainer(classifier, data, config, accelerator, progress)
     checkpoints = Checkpoints(run.path / CHECKPOINTS, config.train.keep)
-    resumed = config.resume == "auto" and _resume(trainer, checkpoints, config, task.split_hash, progress)
-    if resumed:
-        clock.seconds = dict(trainer.state.seconds)
-    else:
-        run.start(config, config.overwrite or config.resume == "auto")
-    tracking = Tracking(accelerator, config, run.path)
+    with together(accelerator):
+        run.tidy()
+        found = _find(checkpoints, config, task.split_hash, progress) if run.writes else None
+    # The others take it from the main process: they may not see its disk.
+    [found] = broadcast_object_list([found])
+    with together(accelerator):
+        if found is None:
+            run.start(config, config.overwrite or config.resume == "auto")
+        else:
+            trainer.restore(*found)
+            clock.seconds = dict(trainer.state.seconds)
+    with together(accelerator):
+        tracking = Tracking(accelerator, config, run.path)
     epochs = config.train.epochs
     last_saved = time.monotonic()
 
@@ -97,15 +109,16 @@ def fit(
         with clock("saving"):
             trainer.check_finite()  # no checkpoint of a prompt that is lost
             tensors = trainer.tensors()
-            if run.writes:
-                trainer.state.seconds = {phase: round(spent, 3) for phase, spent in clock.seconds.items()}
-                values = {
-                    "state": asdict(trainer.state),
-                    "config": to_dict(config),
-                    "split_hash": task.split_hash,
-                }
-                step = trainer.state.epoch * trainer.steps + trainer.state.step
-                checkpoints.save(step, tensors, values)
+            trainer.state.seconds = {phase: round(spent, 3) for phase, spent in clock.seconds.items()}
+            values = {
+                "state": asdict(trainer.state),
+                "config": to_dict(config),
+                "split_hash": task.split_hash,
+            }
+            step = trainer.state.epoch * trainer.steps + trainer.state.step
+            with together(accelerator):
+                if run.writes:
+                    checkpoints.save(step, tensors, values)
         last_saved = time.monotonic()
 
     with StopRequest() as stop:
@@ -152,7 +165,8 @@ def fit(
             progress.line(epoch_line(state.row, epochs))
             tracking.epoch(state.row)
             trainer.end_epoch()
-            run.write_metrics(state.history)
+            with together(accelerator):
+                run.write_metrics(state.history)
             if (epoch + 1) % config.train.save_every == 0 or epoch + 1 == epochs:
                 save()
 
@@ -167,8 +181,8 @@ def fit(
     results = build_results(config, classifier, task, data, state.best, test, clock, accelerator, method)
     if state.best_on_test is not None:
         results["metrics"]["test.best_on_test"] = state.best_on_test
-    if run.writes:
-        if classifier.is_prompt:
+    with together(accelerator):
+        if run.writes and classifier.is_prompt:
             classifier.results = saved_results(results)
             classifier.save_pretrained(run.path / PROMPT)
         run.write_results(results)
@@ -187,14 +201,16 @@ def _check_launch(accelerator: Accelerator) -> None:
         )
 
 
-def _resume(
-    trainer: Trainer, checkpoints: Checkpoints, config: RunConfig, split_hash: str, progress: Progress
-) -> bool:
-    """Go on from the newest whole checkpoint; return whether there was one.
+def _find(
+    checkpoints: Checkpoints, config: RunConfig, split_hash: str, progress: Progress
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Return the tensors and the state that a run goes on from, None where it starts.
 
     Raises:
         UserError: The checkpoint was made with another config or other images, or none of several is whole.
     """
+    if config.resume != "auto":
+        return None
     found = checkpoints.newest()
     if found is None:
         folder = checkpoints.folder.parent
@@ -203,7 +219,7 @@ def _resume(
             raise UserError(
                 f"--resume auto: {folder} holds a run without a whole checkpoint; --overwrite true starts anew"
             )
-        return False
+        return None
     path, tensors, values, damaged = found
     for what in damaged:
         progress.line(f"damaged, so the one before it is used: {what}")
@@ -214,6 +230,6 @@ def _resume(
         )
     if values["split_hash"] != split_hash:
         raise UserError(f"--resume auto: {path.parent.parent} was started with other images or splits")
-    trainer.restore(tensors, values["state"])
-    progress.line(f"going on from {path}, epoch {trainer.state.epoch + 1}, step {trainer.state.step}")
-    return True
+    state = values["state"]
+    progress.line(f"going on from {path}, epoch {state['epoch'] + 1}, step {state['step']}")
+    return tensors, state

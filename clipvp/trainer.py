@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .config import RunConfig
+from .data.augment import epoch_augmentation
 from .data.batches import Batches, epoch_order
 from .mappings import count_matrix
 from .model import PromptedClassifier
@@ -47,6 +48,20 @@ class State:
     best: dict[str, Any] | None = None
     best_on_test: dict[str, Any] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def check(self, steps: int) -> None:
+        """Raise ``ValueError`` where this is no state of a run with so many steps an epoch."""
+        whole = type(self.epoch) is int and type(self.step) is int and 0 <= self.step <= steps
+        rows = isinstance(self.history, list) and all(isinstance(row, dict) for row in self.history)
+        if not (whole and rows and self.epoch == len(self.history) and isinstance(self.row, dict)):
+            raise ValueError(f"epoch {self.epoch!r}, step {self.step!r} and its lines do not go together")
+        for best in (self.best, self.best_on_test):
+            if best is not None and not (isinstance(best, dict) and {"epoch", "acc1"} <= best.keys()):
+                raise ValueError(f"{best!r} is no score of an epoch")
+        if not isinstance(self.seconds, dict) or not all(
+            isinstance(spent, (int, float)) for spent in self.seconds.values()
+        ):
+            raise ValueError("the seconds by phase are no numbers")
 
 
 class Trainer:
@@ -109,17 +124,19 @@ class Trainer:
         """
         train, config, state = self.data["train"], self.config, self.state
         batches = epoch_order(len(train), config.seed, state.epoch).split(config.train.batch_size)
+        augment = epoch_augmentation(config.train.augment, len(train), config.seed, state.epoch)
         seen = sum(len(train.share(batch)) for batch in batches[: state.step])
         self.classifier.train()
         with self.progress.bar(train.mine(), phase, done=seen) as bar:
             for batch in batches[state.step :]:
                 lr = self._lr(state.step)
-                images, labels = train.take(train.share(batch))
-                if len(labels):  # a last batch may have fewer images than there are processes
-                    self._gradient(images, labels, len(batch))
+                share = train.share(batch)
+                for part in share.tensor_split(config.train.gradient_accumulation_steps):
+                    if len(part):  # a last batch may have fewer images than there are processes and parts
+                        self._gradient(*train.take(part, augment), len(batch))
                 self._update(lr)
-                seen, state.step = seen + len(labels), state.step + 1
-                bar.advance(len(labels), partial(_means, self.losses, self.hits, seen))
+                seen, state.step = seen + len(share), state.step + 1
+                bar.advance(len(share), partial(_means, self.losses, self.hits, seen))
                 after_step()
         losses = self.check_finite()
         hits = self.accelerator.reduce(self.hits, "sum")
@@ -132,12 +149,12 @@ class Trainer:
         return lr_at(self.config.optim, step, self.steps, self.config.train.epochs)
 
     def _gradient(self, images: Tensor, labels: Tensor, global_batch: int) -> None:
-        """Add this process's part of a step: its gradient, loss, hits and running counts."""
+        """Add one part of a step: its gradient, loss, hits and running counts."""
         mapping, step = self.classifier.mapping, self.state.step
         source_logits = self.classifier.source_logits(images)
         logits = mapping(source_logits)
         loss = F.cross_entropy(logits, labels, reduction="sum")
-        self.losses[step] = loss.detach()
+        self.losses[step] += loss.detach()
         self.hits += (logits.argmax(1) == labels).sum()
         mapping.observe(source_logits, labels)
         if self.optimizer is not None:
@@ -201,24 +218,46 @@ class Trainer:
         return own | {name: self.accelerator.reduce(value, "sum") for name, value in self._sums().items()}
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Go on from what ``tensors`` and ``state`` gave."""
+        """Go on from what ``tensors`` and ``state`` gave.
 
+        Raises:
+            UserError: They are no run's with this config.
+        """
+        try:
+            self._restore(tensors, state)
+        except (UserError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"the checkpoint does not fit this run: {str(error) or error!r}") from error
+
+    def _restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         def part(prefix: str) -> dict[str, Tensor]:
             return {
                 name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)
             }
 
+        def fit(name: str, value: Tensor, place: Tensor) -> None:
+            if value.shape != place.shape:
+                raise ValueError(f"{name} is {tuple(value.shape)}, not {tuple(place.shape)}")
+
         self.state = State(**state)
+        self.state.check(self.steps)
         self.classifier.load_trained_state(part("trained."))
         self.best_state = {name: value.to(self.accelerator.device) for name, value in part("best.").items()}
+        own = self.classifier.trained_state()
+        if bool(self.best_state) != (self.state.best is not None) or self.best_state.keys() - own.keys():
+            raise ValueError("the best prompt is not whole")
+        for name, value in self.best_state.items():
+            fit(name, value, own[name])
         if self.optimizer is not None:
             slots: dict[int, dict[str, Tensor]] = {}
             for name, value in part("optim.").items():
                 index, slot = name.split(".", 1)
+                if slot != "step":
+                    fit(name, value, self.parameters[int(index)])
                 slots.setdefault(int(index), {})[slot] = value
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
         for name, value in self._sums().items():
+            fit(name, tensors[name], value)
             value.copy_(tensors[name]) if self.accelerator.is_main_process else value.zero_()
 
     def _sums(self) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from tabulate import tabulate
 from .card import SCORES, percent
 from .hub import WEIGHTS, find_artifact, read_config
 from .registry import MAPPINGS, PROMPTS, TASKS, UserError
+from .tasks import TASK_TABLE
 
 _SOURCES = {
     "timm:resnet18.a1_in1k": "a timm classifier; timm:hf-hub:ORG/NAME; timm:local-dir:FOLDER",
@@ -103,10 +104,44 @@ def list_names(what: str) -> None:
 
         rows = [[name, len(template_set(name)), template_set(name)[0]] for name in template_sets()]
         _print_table(rows, ["set", "templates", "the first"], "lrl")
+    elif what == "tasks":
+        _list_tasks()
     else:
-        print("\n".join({"tasks": TASKS, "prompts": PROMPTS, "mappings": MAPPINGS}[what].names()))
-        if what == "tasks":
-            print("or a folder of images, a .parquet or .csv file, or a hub data set ORG/NAME")
+        print("\n".join({"prompts": PROMPTS, "mappings": MAPPINGS}[what].names()))
+
+
+def _list_tasks() -> None:
+    rows = []
+    for name in TASKS.names():
+        if (entry := TASK_TABLE.get(name)) is None:  # registered by who uses this library
+            rows.append([name, *[None] * 9])
+            continue
+        where = f"{entry.repo} @ {entry.revision[:7]}" if entry.repo else entry.package
+        where = where or f"data.folder .../{entry.coop}"
+        paper = [entry.image_size, entry.batch_size, *entry.paper] if entry.paper else [None] * 4
+        rows.append([name, entry.num_classes, *entry.sizes, *paper, where])
+    paper = [f"paper:\n{what}" for what in ("image", "batch", "train", "test")]
+    _print_table(rows, ["", "classes", "train", "val", "test", *paper, "from"], "l" + "r" * 8 + "l")
+    print(
+        "or a folder of images or with CoOp's split file, a .parquet or .csv file, or a hub data set ORG/NAME"
+    )
+
+
+def cache(shown: bool, clear: bool, cache_dir: str | None) -> None:
+    from .data import cache_root, list_entries
+    from .data import clear as remove
+
+    if shown or not clear:
+        entries = list_entries(cache_dir)
+        table = [
+            [entry.what, f"{entry.present} of {entry.total}", f"{entry.num_bytes / 1e6:.1f}", entry.path.name]
+            for entry in entries
+        ]
+        print(f"decoded images in {cache_root(cache_dir) / 'images'}" + ("" if entries else ": none"))
+        if entries:
+            _print_table(table, ["what", "images", "MB", "folder"], "lrrl")
+    if clear:
+        print(f"removed {remove(cache_dir) / 1e6:.1f} MB of decoded images")
 
 
 def env() -> None:
@@ -144,6 +179,7 @@ VERBS = {
     "show": show,
     "map": show_mapping,
     "list": list_names,
+    "cache": cache,
     "env": env,
     "export": export,
     "report": report,

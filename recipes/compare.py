@@ -68,7 +68,7 @@ def main() -> None:
                 accelerator.print(f"== {name}, seed {run.seed}" + (": finished before" if results else ""))
                 if results is None:
                     task = load_task(run.data, seed=run.seed, protocol=run.train.protocol)
-                    classifier = build_classifier(run, task.class_names, accelerator.device)
+                    classifier = build_classifier(run, task.class_names, accelerator.device, task.empty)
                     results = fit(classifier, task, run, accelerator).results
                 done[name].append(results)
         rows = summarise(done)

@@ -6,6 +6,8 @@ The sections prompt and mapping are not used. Defaults are the paper's: Adam 1e-
 per epoch. Images, in training and in testing, are only resized and cropped as the model's own preprocessing does.
 """
 
+import os
+
 from clipvp.cli import parse, user_errors
 
 PAPER = {"optim.lr": 1e-4, "optim.weight_decay": 5e-4, "optim.schedule": "cosine_epoch"}
@@ -16,7 +18,8 @@ def main() -> None:
     with user_errors():
         from clipvp.run import RunFolder
 
-        RunFolder(config.output).check(resume=config.resume == "auto", overwrite=config.overwrite)
+        if os.environ.get("WORLD_SIZE", "1") == "1":  # several processes find it out together, in fit
+            RunFolder(config.output).check(resume=config.resume == "auto", overwrite=config.overwrite)
 
         from accelerate import Accelerator
 

@@ -13,8 +13,14 @@ PAPER = {"optim.lr": 0.1, "train.epochs": 200}
 def main() -> None:
     config, _ = parse(__doc__, defaults={**PAPER, "output": "runs/linear_probe"})
     with user_errors():
+        from clipvp.registry import UserError
         from clipvp.run import RunFolder
 
+        if config.train.augment != "none":
+            raise UserError(
+                f"train.augment: {config.train.augment} does not go with a linear probe, whose features are computed "
+                "once; give none"
+            )
         run = RunFolder(config.output)
         run.check(resume=False, overwrite=config.overwrite)
 
@@ -25,7 +31,6 @@ def main() -> None:
         from clipvp.data.batches import Batches
         from clipvp.model import source_from_config, text_label_space
         from clipvp.progress import Clock, Progress
-        from clipvp.registry import UserError
         from clipvp.report import build_results, summary
 
         accelerator, clock, progress = Accelerator(), Clock(), Progress(config.train.progress)

@@ -5,6 +5,8 @@
 `--print_config` shows the config that results, `--help` every key.
 """
 
+import os
+
 from clipvp.cli import parse, user_errors
 
 
@@ -13,7 +15,8 @@ def main() -> None:
     with user_errors():
         from clipvp.run import RunFolder
 
-        RunFolder(config.output).check(resume=config.resume == "auto", overwrite=config.overwrite)
+        if os.environ.get("WORLD_SIZE", "1") == "1":  # several processes find it out together, in fit
+            RunFolder(config.output).check(resume=config.resume == "auto", overwrite=config.overwrite)
 
         from accelerate import Accelerator
 
@@ -23,7 +26,7 @@ def main() -> None:
 
         accelerator = Accelerator()
         task = load_task(config.data, seed=config.seed, protocol=config.train.protocol)
-        classifier = build_classifier(config, task.class_names, accelerator.device)
+        classifier = build_classifier(config, task.class_names, accelerator.device, task.empty)
         result = fit(classifier, task, config, accelerator)
         accelerator.print(summary(result.results, result.output))
         if accelerator.is_main_process:

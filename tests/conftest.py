@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models, and a worker of pytest for each core
@@ -12,6 +14,15 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("default", deadline=None)
+settings.register_profile("many", deadline=None, max_examples=1000)
+settings.load_profile("default")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=20, help="how often tests/test_kill.py kills its run (20)")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -151,9 +162,8 @@ def write_image_folder(folder: Path, counts: dict[str, int], num_classes: int) -
     return folder
 
 
-@pytest.fixture
-def tiny_task():
-    """A task of 3 classes: 60 training, 18 validation and 25 test images."""
+def small_task():
+    """Return a task of 3 classes: 60 training, 18 validation and 25 test images."""
     from clipvp import Task
 
     return Task.from_dataset(
@@ -162,3 +172,55 @@ def tiny_task():
         val=coloured_images(18, 3, seed=2),
         class_names=["red thing", "green thing", "blue thing"],
     )
+
+
+@pytest.fixture
+def tiny_task():
+    return small_task()
+
+
+def small_config(source: str, output: Path, **sections):
+    """Return the config of a small run; sections are merged into it."""
+    from clipvp.config import from_dict
+
+    values = {
+        "source": {"name": source, "canvas": 32},
+        "prompt": {"kind": "padding", "image_size": 16},
+        "optim": {"lr": 0.1, "schedule": "constant"},
+        "train": {"epochs": 3, "batch_size": 16, "progress": False},
+        "seed": 1,
+        "output": str(output),
+    }
+    for key, value in sections.items():
+        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
+    return from_dict(values)
+
+
+@pytest.fixture
+def config(tiny_timm, tmp_path):
+    """A function that makes a small run's config."""
+    return partial(small_config, tiny_timm, output=tmp_path / "run")
+
+
+def trained(config, task):
+    """Return the classifier and the result of a run."""
+    from clipvp import build_classifier, fit
+
+    classifier = build_classifier(config, task.class_names)
+    return classifier, fit(classifier, task, config)
+
+
+def untimed(value):
+    """Drop what differs between two equal runs: times, places, memory."""
+    if isinstance(value, dict):
+        dropped = ("seconds", "output", "peak_memory_bytes")
+        return {key: untimed(inner) for key, inner in value.items() if key not in dropped}
+    return [untimed(item) for item in value] if isinstance(value, list) else value
+
+
+def left_by(folder: Path) -> tuple:
+    """Return what a run computed: its prompt to the bit, its lines, its results."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    results = json.loads((folder / "results.json").read_text())
+    del results["config"]
+    return (folder / "prompt" / "model.safetensors").read_bytes(), untimed(rows), untimed(results)

@@ -204,7 +204,22 @@ class _Handler(BaseHTTPRequestHandler):
         if prefix and not files:
             self.refuse(404, "EntryNotFound", f"{folder} does not exist on {revision}")
             return
-        self.json([self.entry(name, data) for name, data in files.items()])
+        folders = []
+        if "recursive=false" in urlsplit(self.path).query:  # the folder's own files and folders
+            inner = {
+                name.removeprefix(prefix).split("/")[0] for name in files if "/" in name.removeprefix(prefix)
+            }
+            folders = [
+                {
+                    "type": "directory",
+                    "path": prefix + name,
+                    "size": 0,
+                    "oid": hashlib.sha1(name.encode()).hexdigest(),
+                }
+                for name in sorted(inner)
+            ]
+            files = {name: data for name, data in files.items() if "/" not in name.removeprefix(prefix)}
+        self.json([*folders, *(self.entry(name, data) for name, data in files.items())])
 
     @staticmethod
     def entry(name: str, data: bytes) -> dict:

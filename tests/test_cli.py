@@ -178,6 +178,7 @@ def run(recipe: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
         ("train", ["--prompt.knd", "border"], ["did you mean 'prompt.kind'"]),
         ("train", ["--resume", "yes"], ["auto, never"]),
         ("linear_probe", ["--optim.name", "adm"], ["did you mean 'adam'"]),
+        ("linear_probe", ["--train.augment", "flip"], ["train.augment: flip", "give none"]),
         ("finetune", ["--trian.epochs", "1"], ["did you mean 'train.epochs'"]),
         ("evaluate", [], ["--prompt", "runs/quickstart/prompt"]),
         ("evaluate", ["--prompt", "x", "--split", "tets"], ["did you mean 'test'"]),

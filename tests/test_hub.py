@@ -17,6 +17,7 @@ from clipvp.card import markdown_table, write_card
 from clipvp.hub import read_config
 from clipvp.mappings import RandomMapping
 from clipvp.prompts import BorderPrompt, PaddingPrompt
+from clipvp.sources.origin import is_local, origin, public_name
 
 OLD = Path(__file__).parent / "data" / "prompt_v1"
 NAMES = ["red thing", "grün", "<b>|3|</b>\n`x`"]
@@ -83,17 +84,18 @@ def test_a_prompt_of_version_1_loads_for_ever():
 
 
 def test_pushed_to_a_hub_and_pulled_from_it_is_the_same(classifier, tmp_path):
-    here = tmp_path / "prompt"
+    here, name = tmp_path / "prompt", classifier.source.name
     classifier.save_pretrained(here)
     with UploadHub() as hub:
         lines = [
             "prompt.push_to_hub('me/digits', private=True)",
             "prompt.push_to_hub('me/digits', create_pr=True)",
             f"prompt.save_pretrained({str(tmp_path / 'x')!r}, push_to_hub=True, repo_id='me/other')",
-            f"load('me/digits').save_pretrained({str(tmp_path / 'main')!r})",
-            f"load('me/digits', revision='refs/pr/1').save_pretrained({str(tmp_path / 'pull')!r})",
-            f"load('me/other', local_files_only=False).save_pretrained({str(tmp_path / 'other')!r})",
-            "load('me/other', local_files_only=True).class_names[0]",
+            f"load('me/digits', source={name!r}).save_pretrained({str(tmp_path / 'main')!r})",
+            f"load('me/digits', source={name!r}, revision='refs/pr/1').save_pretrained({str(tmp_path / 'pull')!r})",
+            f"load('me/other', source={name!r}, local_files_only=False).save_pretrained({str(tmp_path / 'other')!r})",
+            f"load('me/other', source={name!r}, local_files_only=True).class_names[0]",
+            "load('me/digits')",
             "load('me/nothing')",
             "load('me/digits', revision='v9')",
             "prompt.push_to_hub('forbidden/x')",
@@ -107,11 +109,17 @@ def test_pushed_to_a_hub_and_pulled_from_it_is_the_same(classifier, tmp_path):
     content = repo.commits[repo.branches["main"]]
     assert set(content) - {".gitattributes"} == {"README.md", "config.json", "model.safetensors"}
     assert 'from_pretrained("me/digits")' in content["README.md"].decode()
-    for name in ("config.json", "model.safetensors"):
-        for folder in ("main", "pull", "other"):
-            assert (tmp_path / folder / name).read_bytes() == (here / name).read_bytes() == content[name]
+    # Nobody else has the source's folder, and nobody else is told where it lies.
+    folder = Path(name.rpartition(":")[2])
+    assert not any(str(folder.parent).encode() in file for file in content.values())
+    public = f"timm:local-dir:{folder.name}"
+    assert content["config.json"].decode() == (here / "config.json").read_text().replace(name, public)
+    assert content["model.safetensors"] == (here / "model.safetensors").read_bytes()
+    for file in ("config.json", "model.safetensors"):
+        for pulled in ("main", "pull", "other"):
+            assert (tmp_path / pulled / file).read_bytes() == (here / file).read_bytes()
     assert given[6] == NAMES[0]
-    words = ["'me/nothing'", "no revision 'v9'", "'forbidden/x'", "'a b c'"]
+    words = ["give its name as `source`", "'me/nothing'", "no revision 'v9'", "'forbidden/x'", "'a b c'"]
     for line, word in zip(given[7:], words, strict=True):
         assert line.startswith("refused ") and word in line, line
 
@@ -165,6 +173,42 @@ def test_pictures_go_with_a_prompt(classifier, tmp_path):
     PromptedClassifier.from_pretrained(tmp_path / "one").save_pretrained(tmp_path / "two")
     assert (tmp_path / "two" / "prompt.png").read_bytes() == (tmp_path / "one" / "prompt.png").read_bytes()
     assert "(prompt.png)" in (tmp_path / "two" / "README.md").read_text()
+
+
+def test_the_place_of_a_local_source_is_nobodys_business(classifier, tmp_path, monkeypatch):
+    name, folder = classifier.source.name, Path(classifier.source.name.rpartition(":")[2])
+    classifier.save_pretrained(tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert str(folder.parent) not in card.content and f"`timm:local-dir:{folder.name}`" in card.content
+    assert card.data.base_model is None
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with (
+        pytest.warns(UserWarning, match="is a local folder"),
+        pytest.raises(UserError, match="push to 'a/b'"),
+    ):
+        classifier.push_to_hub("a/b")
+    assert classifier.source.name == name
+
+
+@pytest.mark.parametrize(
+    "name, public",
+    [
+        ("timm:local-dir:/home/me/models/net/", "timm:local-dir:net"),
+        ("open_clip:local-dir:net", "open_clip:local-dir:net"),
+        ("hf:/home/me/net", "hf:./net"),
+        ("hf:../net", "hf:./net"),
+        ("hf:microsoft/resnet-50", None),
+        ("timm:hf-hub:timm/resnet18", None),
+        ("offline:lite0", None),
+    ],
+)
+def test_a_local_folder_is_told_by_its_own_name_alone(name, public, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert public_name(name) == (public or name)
+    assert is_local(name) == (public is not None)
+    (tmp_path / "microsoft" / "resnet-50").mkdir(parents=True)  # a folder comes before a hub id
+    assert public_name("hf:microsoft/resnet-50") == "hf:./resnet-50"
+    assert origin("hf:microsoft/resnet-50") == (None, None)
 
 
 def test_markdown_cells_hold_any_text():

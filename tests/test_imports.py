@@ -14,9 +14,9 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 # A room imports only from lines above its own, lazily or not.
 LEVELS = [
     {"registry", "files", "interrupt"},
-    {"images", "templates"},
+    {"images", "templates", "tasks"},
     {"config", "labels"},
-    {"prompts", "mappings", "optim", "checkpoint", "progress", "run", "text"},
+    {"prompts", "mappings", "optim", "checkpoint", "progress", "run", "text", "processes"},
     {"sources", "data", "sharing", "plots", "cli", "compare"},
     {"hub"},
     {"card"},
@@ -24,7 +24,7 @@ LEVELS = [
     {"scores"},
     {"trainer", "report", "baselines", "zero_shot", "evaluation", "export", "tracking"},
     {"train"},
-    {"pictures"},
+    {"pictures", "base_to_new", "benchmark"},
     {"verbs"},
     {"main"},
 ]

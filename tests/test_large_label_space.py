@@ -3,12 +3,17 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="the peak memory of a process is read where Linux tells it"
+)
+
 # Peak memory is a process's, so the measured part runs in one of its own.
 MEASURE = """
-import json, resource, sys, time, torch
+import json, sys, time, torch
 from clipvp.mappings import assign_greedy, assign_within, count_matrix
 
 torch.set_num_threads(1)
@@ -20,8 +25,9 @@ texts, images = (
 )
 targets = torch.randint(0, T, (num_images,), generator=generator)
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def peak():  # of this program alone; what getrusage tells begins with the memory of the process that started it
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 1024
 
 spent = 0.0
 def batches():
@@ -75,7 +81,7 @@ def test_counting_needs_the_counts_and_one_batch_of_logits():
     found = measure(templates, num_classes, num_images, 128)
     check(found, num_images)
     # All logits at once would be 130 MB; the counts are 1.6, a batch of logits is 2.
-    assert found["megabytes"] < 40, found
+    assert 1 < found["megabytes"] < 40, found
 
 
 @pytest.mark.slow
@@ -83,4 +89,4 @@ def test_the_label_space_of_sun397():
     found = measure(81, 397, 16_000, 128)
     check(found, 16_000)
     print(f"S = 32157, T = 397: {found['seconds']:.2f} s of one core, {found['megabytes']:.0f} MB more")
-    assert found["megabytes"] < 500, found
+    assert 100 < found["megabytes"] < 500, found

@@ -4,11 +4,14 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import photo, write_image_folder
 
 from clipvp import PromptedClassifier, load_source
+from clipvp.data import ImageSet, list_entries
+from clipvp.images import Resize
 from clipvp.main import main
 from clipvp.mappings import RandomMapping
 from clipvp.prompts import PaddingPrompt
@@ -118,3 +121,15 @@ def test_predict_with_a_closed_source_loads_only_what_it_needs(saved):
     command = [sys.executable, "-c", PREDICT, "predict", str(saved), str(saved / "a.jpg")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stderr.split() == [], done.stderr
+
+
+def test_cache(tmp_path, capsys, monkeypatch):
+    assert printed(capsys, "cache", "--cache_dir", tmp_path / "none").rstrip().endswith("none")
+    monkeypatch.setenv("CLIPVP_CACHE", str(tmp_path))
+    images = ImageSet([np.zeros((8, 8, 3), np.uint8)] * 5, np.zeros(5), "pictures", "f")
+    images.subset(np.arange(3)).tensors(Resize((4, 6)))
+    text = printed(capsys, "cache", "--list")
+    assert str(tmp_path) in text and "pictures at 4x6 (squash)" in text and "3 of 5" in text
+    assert printed(capsys, "cache") == text
+    assert "removed 0.0 MB" in printed(capsys, "cache", "--clear") and list_entries() == []
+    assert printed(capsys, "cache", "--list").rstrip().endswith("none")

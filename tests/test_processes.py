@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -78,20 +81,43 @@ def alone(arguments: list[str]) -> None:
     fit(build_classifier(config, task.class_names), task, config)
 
 
-def launched(processes: int, arguments: list[str]) -> str:
-    """Train in so many processes on the CPU; return what they print."""
+TRAIN = ROOT / "recipes" / "train.py"
+
+
+def launchers(
+    processes: int, machines: int, arguments: list[str], script: Path = TRAIN
+) -> list[subprocess.Popen]:
+    """Start a script in so many processes on the CPU, shared by so many launchers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # accelerate's --cpu starts a single process where there is no MPI; so it is told twice.
-    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
-    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launcher += ["--main_process_port", str(port), str(ROOT / "recipes" / "train.py")]
+    options = {"num_processes": processes, "num_machines": machines, "main_process_ip": "127.0.0.1"}
+    options |= {"main_process_port": port, "mixed_precision": "no", "dynamo_backend": "no"}
+    if machines > 1:
+        options |= {"rdzv_backend": "static"}
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    launcher += [f"--{key}={value}" for key, value in options.items()]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, *launcher, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[:3000]
-    return done.stdout
+    return [
+        subprocess.Popen(
+            [*launcher, f"--machine_rank={rank}", str(script), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for rank in range(machines)
+    ]
+
+
+def launched(processes: int, arguments: list[str], machines: int = 1) -> str:
+    """Train in so many processes; return what they print."""
+    running = launchers(processes, machines, arguments)
+    said = [one.communicate(timeout=300) for one in running]
+    for one, (_, error) in zip(running, said, strict=True):
+        assert one.returncode == 0, error[:3000]
+    return "".join(out for out, _ in said)
 
 
 def left_by(output: Path) -> tuple[dict, list[dict], torch.Tensor]:
@@ -100,21 +126,135 @@ def left_by(output: Path) -> tuple[dict, list[dict], torch.Tensor]:
     return json.loads((output / "results.json").read_text()), rows, delta
 
 
+def check_same(one: Path, many: Path, processes: int) -> None:
+    """Two runs counted, mapped and scored alike, and their prompts agree to float rounding."""
+    (results, rows, delta), (theirs, their_rows, their_delta) = left_by(one), left_by(many)
+    assert (results["run_info"]["world_size"], theirs["run_info"]["world_size"]) == (1, processes)
+    for key in ("metrics", "mapping_table", "split_hash", "num_train", "best_epoch"):
+        assert theirs[key] == results[key]
+    for row, other in zip(rows, their_rows, strict=True):
+        for key in ("source_index", "train_acc1", "val_acc1", "lr"):
+            assert other[key] == row[key]
+        assert other["train_loss"] == pytest.approx(row["train_loss"], rel=1e-5)
+    assert delta.norm() > 0 and (their_delta - delta).norm() <= 1e-5 * delta.norm()
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Neither the batches of 16, nor the last one of 7, nor the 29 test images divide by 2 or 3 processes."""
+    return write_image_folder(tmp_path / "images", {"train": 55, "val": 11, "test": 29}, 3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes, statistics", [(2, "exact"), (3, "running")])
-def test_many_processes_give_what_one_gives(processes, statistics, tiny_timm, tmp_path):
-    # Neither the batches of 16, nor the last one of 7, nor the 29 test images divide by the processes.
-    folder = write_image_folder(tmp_path / "images", {"train": 55, "val": 11, "test": 29}, 3)
-    alone(settings_of(folder, tiny_timm, tmp_path / "one", statistics))
-    printed = launched(processes, settings_of(folder, tiny_timm, tmp_path / "many", statistics))
+def test_many_processes_give_what_one_gives(processes, statistics, images, tiny_timm, tmp_path):
+    alone(settings_of(images, tiny_timm, tmp_path / "one", statistics))
+    printed = launched(processes, settings_of(images, tiny_timm, tmp_path / "many", statistics))
     assert printed.count("test, last prompt") == 1  # one process speaks
-    one, rows, delta = left_by(tmp_path / "one")
-    many, their_rows, their_delta = left_by(tmp_path / "many")
-    assert (one["run_info"]["world_size"], many["run_info"]["world_size"]) == (1, processes)
-    for key in ("metrics", "mapping_table", "split_hash", "num_train", "best_epoch"):
-        assert many[key] == one[key]
-    for row, theirs in zip(rows, their_rows, strict=True):
-        for key in ("source_index", "train_acc1", "val_acc1", "lr"):
-            assert theirs[key] == row[key]
-        assert theirs["train_loss"] == pytest.approx(row["train_loss"], rel=1e-5)
-    assert delta.norm() > 0 and (their_delta - delta).norm() <= 1e-5 * delta.norm()
+    check_same(tmp_path / "one", tmp_path / "many", processes)
+
+
+@pytest.mark.slow
+def test_many_processes_give_what_one_gives_with_a_label_space_of_text(images, tiny_model, tmp_path):
+    source = tiny_model("hf_clip")
+    clip = ["--mapping.templates=paper", "--optim.lr=0.01"]
+    alone([*settings_of(images, source, tmp_path / "one", "exact"), *clip])
+    launched(2, [*settings_of(images, source, tmp_path / "many", "exact"), *clip])
+    check_same(tmp_path / "one", tmp_path / "many", 2)
+    assert left_by(tmp_path / "one")[0]["mapping"]["num_source"] == 81 * 3
+
+
+@pytest.mark.slow
+def test_two_machines_are_one_with_two_processes(images, tiny_timm, tmp_path):
+    alone(settings_of(images, tiny_timm, tmp_path / "one", "exact"))
+    launched(2, settings_of(images, tiny_timm, tmp_path / "many", "exact"), machines=2)
+    check_same(tmp_path / "one", tmp_path / "many", 2)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(images, tiny_timm, tmp_path):
+    alone(settings_of(images, tiny_timm, tmp_path / "one", "running"))
+    settings = [*settings_of(images, tiny_timm, tmp_path / "many", "running"), "--train.keep=100"]
+    alone([*settings, "--train.save_minutes=1e-9"])
+    checkpoints = sorted((tmp_path / "many" / "checkpoints").iterdir())
+    for path in checkpoints[6:]:  # the second epoch has begun
+        path.unlink()
+    printed = launched(2, [*settings, "--resume=auto", "--train.progress=true"])
+    assert f"going on from {checkpoints[5]}, epoch 2, step 2" in printed
+    check_same(tmp_path / "one", tmp_path / "many", 2)
+
+
+def begun(output: Path, settings: list[str]) -> subprocess.Popen:
+    """Return the launcher of two processes that have saved a first checkpoint and have many to come."""
+    [running] = launchers(2, 1, [*settings, "--train.save_minutes=1e-9", "--resume=auto"])
+    while running.poll() is None and not list(output.glob("checkpoints/*.safetensors")):
+        time.sleep(0.005)
+    return running
+
+
+@pytest.mark.slow
+def test_processes_that_are_asked_to_stop_save_together(images, tiny_timm, tmp_path):
+    alone([*settings_of(images, tiny_timm, tmp_path / "one", "exact"), "--train.batch_size=3"])
+    settings = [*settings_of(images, tiny_timm, tmp_path / "many", "exact"), "--train.batch_size=3"]
+    running = begun(tmp_path / "many", settings)
+    running.terminate()
+    _, said = running.communicate(timeout=120)
+    assert running.returncode != 0 and not (tmp_path / "many" / "results.json").exists()
+    assert len(re.findall("^stopped at epoch .*, step .* saved; go on", said, re.MULTILINE)) == 1
+    launched(2, [*settings, "--resume=auto"])
+    check_same(tmp_path / "one", tmp_path / "many", 2)
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_run_and_the_run_goes_on(images, tiny_timm, tmp_path):
+    alone(settings_of(images, tiny_timm, tmp_path / "one", "exact"))
+    settings = settings_of(images, tiny_timm, tmp_path / "many", "exact")
+    running = begun(tmp_path / "many", settings)
+    # Of the launcher's processes, all but the main one.
+    found = subprocess.run(["pgrep", "-P", str(running.pid)], capture_output=True, text=True).stdout.split()
+    for child in found:
+        if b"RANK=1\0" in Path(f"/proc/{child}/environ").read_bytes().replace(b"LOCAL_RANK=1\0", b""):
+            os.kill(int(child), signal.SIGKILL)
+    running.communicate(timeout=120)  # nobody waits for the one that is gone
+    assert running.returncode != 0 and not (tmp_path / "many" / "results.json").exists()
+    launched(2, [*settings, "--resume=auto"])
+    check_same(tmp_path / "one", tmp_path / "many", 2)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_ends_all_processes(images, tiny_timm, tmp_path):
+    settings = settings_of(images, tiny_timm, tmp_path / "many", "exact")
+    [running] = launchers(
+        2,
+        1,
+        [*settings, "--prompt.kind=full", "--optim.name=sgd", "--optim.lr=1e30", "--optim.weight_decay=1e30"],
+    )
+    _, said = running.communicate(timeout=120)
+    assert running.returncode != 0 and len(re.findall("^error: the loss turned NaN", said, re.MULTILINE)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_fails_on_one_process_fails_on_all(rank, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+from accelerate import Accelerator
+from clipvp import UserError
+from clipvp.processes import main_first, together
+
+accelerator = Accelerator()
+order = main_first(accelerator, lambda: accelerator.process_index)
+try:
+    with together(accelerator):
+        if accelerator.process_index == {rank}:
+            raise OSError(28, "No space left on device", "a.json")
+except (OSError, UserError) as error:
+    print(f"{{order}} {{type(error).__name__}} {{error}}\\n", end="", flush=True)
+accelerator.wait_for_everyone()
+""")
+    [running] = launchers(2, 1, [], script)
+    out, said = running.communicate(timeout=120)
+    assert running.returncode == 0, said
+    mine = f"{rank} OSError [Errno 28] No space left on device: 'a.json'"
+    other = f"{1 - rank} UserError process {rank} failed: [Errno 28] No space left on device: 'a.json'"
+    assert sorted(out.splitlines()) == sorted([mine, other])

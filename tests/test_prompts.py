@@ -75,6 +75,33 @@ def test_padding_is_its_formula(height, width, data):
     assert prompt.num_trainable() == 3 * (height * width - h * w)
 
 
+@settings(max_examples=30, deadline=None)
+@given(SIDES, SIDES, st.data())
+def test_padding_acts_where_the_images_are_empty(height, width, data):
+    h, w = data.draw(st.integers(1, height)), data.draw(st.integers(1, width))
+    prompt = filled(PaddingPrompt((height, width), (h, w), empty="lower_triangle"))
+    above = torch.ones(h, w).triu(1)
+    images = pictures(prompt) * above  # nothing on the diagonal and below
+    top, left, bottom, right = prompt.box
+    inner, frame = prompt(images)[:, :, top:bottom, left:right], torch.sigmoid(prompt.delta)
+    expected = torch.where(above > 0, images, frame[:, top:bottom, left:right])
+    assert torch.equal(inner, expected)
+    assert prompt.num_trainable() == 3 * (height * width - int(above.sum()))
+    assert prompt.surroundings() is None  # the images do not stand in it unchanged
+    again = PaddingPrompt(**prompt.settings)
+    assert torch.equal(again.mask, prompt.mask)
+
+
+def test_a_task_says_where_its_images_are_empty():
+    config = PromptConfig(kind="padding", image_size=4)
+    assert build_prompt(config, (8, 8), STD, "lower_triangle").settings["empty"] == "lower_triangle"
+    assert "empty" not in build_prompt(config, (8, 8), STD).settings
+    border = PromptConfig(kind="border", width=2)
+    assert torch.equal(build_prompt(border, (8, 8), STD, "lower_triangle").mask, BorderPrompt((8, 8), 2).mask)
+    with pytest.raises(UserError, match="empty: unknown value 'upper'; .*lower_triangle"):
+        PaddingPrompt((8, 8), (4, 4), empty="upper")
+
+
 def test_padding_starts_grey_and_odd_rests_go_to_the_top_left():
     prompt = PaddingPrompt((6, 5), (3, 2))
     pixels = prompt(torch.ones(1, 3, 3, 2))[0, 0]

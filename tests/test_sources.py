@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import closed_source, photo
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipvp import UserError, load_source
 from clipvp.images import to_rgb
@@ -378,3 +379,36 @@ def test_a_network_whose_logits_do_not_fit_its_labels_is_refused():
     with pytest.raises(UserError, match=r"logits \(1, 5\) for 6 labels"):
         check_forward(closed_source(linear_network(), 6))
     assert np.isfinite(check_forward(closed_source(linear_network(), 5)).mean.numpy()).all()
+
+
+class _Clones(TorchDispatchMode):
+    """Counts the copies that are made."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.count += function is torch.ops.aten.clone.default
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("kind", [nn.ReLU6, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Mish, nn.ReLU])
+def test_no_activation_copies_its_input_for_the_gradient(kind):
+    torch.manual_seed(0)
+    activation = kind(inplace=True)
+    layers = [nn.Conv2d(3, 4, 3), activation, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)]
+    source = closed_source(nn.Sequential(*layers), 5)
+
+    def run() -> tuple[int, torch.Tensor, torch.Tensor]:
+        pixels = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        with _Clones() as clones:
+            logits = source(pixels)
+            logits.square().sum().backward()
+        return clones.count, logits, pixels.grad
+
+    copies, *ours = run()
+    activation.inplace = True
+    copies_in_place, *plain = run()
+    assert copies == 0 and copies_in_place == (kind is not nn.ReLU)
+    assert all(torch.equal(one, other) for one, other in zip(ours, plain, strict=True))

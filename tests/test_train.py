@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import closed_source, coloured_images, write_image_folder
+from conftest import closed_source, coloured_images, trained, untimed, write_image_folder
 from torch import nn
 from torch.nn import functional as F
 
 from clipvp import PromptedClassifier, Task, UserError, build_classifier, evaluate, fit, load_task
 from clipvp.checkpoint import Checkpoints
-from clipvp.config import DataConfig, RunConfig, from_dict
+from clipvp.config import DataConfig, from_dict
 from clipvp.data.batches import Batches
 from clipvp.mappings import RandomMapping, assign_greedy
 from clipvp.prompts import FullPrompt
@@ -25,31 +25,6 @@ METHODS = {
     "FLM": {"kind": "frequency", "refresh": "never"},
     "ILM": {"kind": "frequency", "refresh": 1},
 }
-
-
-@pytest.fixture
-def config(tiny_timm, tmp_path):
-    """Return a function that makes a small run's config; sections are merged into it."""
-
-    def make(**sections) -> RunConfig:
-        values = {
-            "source": {"name": tiny_timm, "canvas": 32},
-            "prompt": {"kind": "padding", "image_size": 16},
-            "optim": {"lr": 0.1, "schedule": "constant"},
-            "train": {"epochs": 3, "batch_size": 16, "progress": False},
-            "seed": 1,
-            "output": str(tmp_path / "run"),
-        }
-        for key, value in sections.items():
-            values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
-        return from_dict(values)
-
-    return make
-
-
-def trained(config, task):
-    classifier = build_classifier(config, task.class_names)
-    return classifier, fit(classifier, task, config)
 
 
 def images_of(task, classifier, split="train"):
@@ -64,14 +39,6 @@ def counted(classifier, task) -> torch.Tensor:
     for image, label in zip(*images_of(task, classifier), strict=True):
         counts[int(classifier.source(classifier.prompt(image[None]))[0].argmax()), label] += 1
     return counts
-
-
-def untimed(value):
-    """Drop what differs between two equal runs: times, places, memory."""
-    if isinstance(value, dict):
-        dropped = ("seconds", "output", "peak_memory_bytes")
-        return {key: untimed(inner) for key, inner in value.items() if key not in dropped}
-    return [untimed(item) for item in value] if isinstance(value, list) else value
 
 
 # One seed decides everything, and nothing outside it does
@@ -111,8 +78,8 @@ def test_every_method_sees_the_same_batches_and_no_random_state_moves(
 ):
     take, seen = Batches.take, {}
 
-    def recorded(self, indices):
-        images, labels = take(self, indices)
+    def recorded(self, *where):
+        images, labels = take(self, *where)
         if current.training:
             seen[method].append((images.clone(), labels.clone()))
         return images, labels
@@ -222,6 +189,26 @@ def test_a_short_last_batch_weighs_its_images_alike(config, tiny_task):
         results.append(trained(settings, tiny_task)[1].history[0])
     assert results[0]["train_acc1"] == results[1]["train_acc1"]
     assert results[0]["train_loss"] == pytest.approx(results[1]["train_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("statistics", ["exact", "running"])
+def test_a_step_in_parts_is_the_same_step(statistics, config, tiny_task, tmp_path):
+    """60 images in batches of 16: parts of 3, 3, 3, 3, 2 and 2, and a last batch of 12 in parts of 2."""
+    runs = []
+    for parts in (1, 6):
+        settings = config(
+            mapping={"statistics": statistics},
+            train={"gradient_accumulation_steps": parts},
+            output=str(tmp_path / str(parts)),
+        )
+        runs.append(trained(settings, tiny_task))
+    (whole, one), (parted, other) = runs
+    delta, theirs = whole.prompt.delta.detach(), parted.prompt.delta.detach()
+    assert delta.norm() > 0 and (theirs - delta).norm() <= 1e-5 * delta.norm()
+    for row, parts_row in zip(one.history, other.history, strict=True):
+        assert parts_row["source_index"] == row["source_index"]
+        assert (parts_row["train_acc1"], parts_row["val_acc1"]) == (row["train_acc1"], row["val_acc1"])
+        assert parts_row["train_loss"] == pytest.approx(row["train_loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize("name, lr", [("adam", 0.1), ("adamw", 0.1), ("sgd", 3.0)])

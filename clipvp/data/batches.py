@@ -6,7 +6,7 @@ world size sees the same global batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from accelerate import Accelerator
@@ -15,7 +15,7 @@ from torch import Tensor
 from .sets import ImageTensors
 
 # Images stay on the accelerator when they take at most this share of its free memory.
-RESIDENT_SHARE = 0.5
+RESIDENT_SHARE = 0.3
 
 
 class Batches:
@@ -30,11 +30,12 @@ class Batches:
         self.skipped = tensors.skipped
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.device = accelerator.device
-        self.images, self.labels = tensors.images, tensors.labels
+        self.images, self.rows, self.labels = tensors.base, tensors.rows, tensors.labels
         if self.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)
-            if self.images.numel() <= RESIDENT_SHARE * free:
-                self.images, self.labels = self.images.to(self.device), self.labels.to(self.device)
+            if len(self) * self.images[:1].numel() <= RESIDENT_SHARE * free:
+                self.images, self.rows = tensors.images.to(self.device), None
+                self.labels = self.labels.to(self.device)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -43,15 +44,25 @@ class Batches:
         """Return how many images of a pass over all are this process's."""
         return len(self.share(torch.arange(len(self))))
 
-    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the images (B, 3, h, w), float32 in [0, 1], and labels (B,) at ``indices``, on the device."""
-        indices = indices.to(self.images.device)
-        images, labels = self.images[indices], self.labels[indices]
+    def take(
+        self, indices: Tensor, augment: Callable[[Tensor, Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the images (B, 3, h, w), float32 in [0, 1], and labels (B,) at ``indices``, on the device.
+
+        Args:
+            indices: (B,), on the CPU.
+            augment: What changes the images, see ``augment.epoch_augmentation``.
+        """
+        places = indices if self.rows is None else self.rows[indices]
+        images = self.images[places.to(self.images.device)]
+        labels = self.labels[indices.to(self.labels.device)]
         if images.device.type != self.device.type:  # of many processes on a CPU, the device is cpu:0
             if self.device.type == "cuda":
                 images, labels = images.pin_memory(), labels.pin_memory()
             images = images.to(self.device, non_blocking=True)
             labels = labels.to(self.device, non_blocking=True)
+        if augment is not None and len(indices):
+            images = augment(images, indices)
         return images.to(torch.float32).div_(255), labels
 
     def share(self, batch: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 An entry is a folder with three files. ``pixels.u8`` holds (base size, h, w, 3) bytes, sparse where the
 system can. ``crc.u64`` holds for each image its CRC-32 plus 2**32, or 0 while the image is absent.
 ``entry.json`` says what it is. Runs that write one entry at the same time write the same bytes, and an
-image whose checksum differs counts as absent, so no lock is needed and an interrupted run loses nothing.
+image whose checksum differs counts as absent, so no lock is needed and an interrupted run loses nothing. What a
+killed run was about to put in place is removed when the entry is next opened, once it is surely nobody's.
 """
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ import os
 import re
 import shutil
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..files import write_atomic, write_json
+from ..files import remove_asides, write_atomic, write_json
 from ..images import Resize
+from ..registry import UserError
 
 FORMAT = 1  # raise it when the meaning of an entry's bytes changes: old entries are then never met
+ABANDONED = 3600.0  # seconds after which a file that takes milliseconds to write is nobody's
 PRESENT = 1 << 32  # tells an image whose CRC is 0 from an absent one
 
 
@@ -56,6 +60,8 @@ class Entry:
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
         self.folder = cache_root(cache_dir) / "images" / key
         self.folder.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):  # a cache that may only be read is tidied by its owner
+            remove_asides(self.folder, older_than=ABANDONED)
         self._shape = (count, *resize.size, 3)
         known = _read_json(self.folder / "entry.json")
         if {field: known.get(field) for field in identity} != identity:
@@ -80,7 +86,7 @@ class Entry:
 
     def check(self, indices: np.ndarray) -> np.ndarray:
         """Return for each image of the base whether the entry holds it undamaged."""
-        pixels = self._mapped()
+        pixels = self.pixels()
         good = self._crc_of[indices] != 0
         for row in np.flatnonzero(good):
             good[row] = _checksum(pixels[indices[row]]) == self._crc_of[indices[row]]
@@ -98,14 +104,8 @@ class Entry:
                     file.write(values[run[0] : run[-1] + 1])
             file.flush()
 
-    def read(self, indices: np.ndarray) -> np.ndarray:
-        """Return pixels (N, h, w, 3): a private view of the file where they lie in a row, else a copy."""
-        pixels = self._mapped()
-        if len(indices) and (np.diff(indices) == 1).all():
-            return pixels[indices[0] : indices[-1] + 1]
-        return pixels[indices]
-
-    def _mapped(self) -> np.ndarray:
+    def pixels(self) -> np.ndarray:
+        """Return the pixels of the whole base, (count, h, w, 3): a private view of the file, read where it is used."""
         return np.asarray(np.memmap(self._pixels, np.uint8, mode="c", shape=self._shape))
 
 
@@ -140,10 +140,19 @@ def list_entries(cache_dir: str | Path | None = None) -> list[EntryInfo]:
 
 
 def clear(cache_dir: str | Path | None = None) -> int:
-    """Remove all decoded images, and nothing else that the folder holds; return the bytes set free."""
+    """Remove all decoded images, and nothing else that the folder holds; return the bytes set free.
+
+    A run that reads them goes on: it holds its files open.
+
+    Raises:
+        UserError: An entry cannot be removed.
+    """
     entries = list_entries(cache_dir)
     for entry in entries:
-        shutil.rmtree(entry.path)
+        try:
+            shutil.rmtree(entry.path)
+        except OSError as error:
+            raise UserError(f"cannot remove {entry.path}: {error.strerror or error}") from error
     return sum(entry.num_bytes for entry in entries)
 
 

@@ -24,10 +24,12 @@ CHUNK = 32  # images a thread decodes before it reports
 
 def load_pixels(
     images: ImageSet, resize: Resize, *, cache_dir: str | Path | None, progress: bool
-) -> tuple[np.ndarray, dict[int, ImageError]]:
-    """Return the pixels of a set, (N, h, w, 3) uint8, and the error of each row that cannot be read.
+) -> tuple[np.ndarray, np.ndarray, dict[int, ImageError]]:
+    """Decode a set of N images.
 
-    The pixels of rows with an error mean nothing. The array may be a private view of the cache's file.
+    Returns:
+        Pixels (M, h, w, 3) uint8, perhaps a private view of the cache's file; the place in them of each image (N,);
+        and the error of each image that cannot be read, whose pixels mean nothing.
     """
     errors: dict[int, ImageError] = {}
     if images.fingerprint is not None and len(images):
@@ -38,7 +40,7 @@ def load_pixels(
                     good = [row not in failed for row in rows]
                     entry.write(images.indices[rows[good]], pixels[good])
                     errors |= failed
-                return entry.read(images.indices), errors
+                return entry.pixels(), images.indices, errors
         except OSError as error:
             warnings.warn(
                 f"decoded images of {images.name} stay in memory, not on disk: {error}", stacklevel=3
@@ -47,7 +49,7 @@ def load_pixels(
     for rows, pixels, failed in _decode(images, np.arange(len(images)), resize, progress):
         everything[rows] = pixels
         errors |= failed
-    return everything, errors
+    return everything, np.arange(len(images)), errors
 
 
 def num_threads() -> int:

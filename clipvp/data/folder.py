@@ -21,7 +21,7 @@ EXTENSIONS = (
 def load_folder(config: DataConfig) -> RawTask:
     """Load an image folder; classes are the sorted names of the class folders, hidden files are no images."""
     root = Path(config.name).expanduser()
-    folders = _subfolders(root)
+    folders = subfolders(root)
     if config.train_split is None and "train" not in folders:
         if folders and set(folders) <= {"test", *VAL_NAMES}:
             raise UserError(f"{root} has the splits {folders}, but no 'train'")
@@ -41,14 +41,14 @@ def _read_classes(
     folder: Path, name: str, class_names: list[str] | None = None
 ) -> tuple[list[str], ImageSet]:
     """Return the class names and the images of a folder of class folders."""
-    found = _subfolders(folder)
+    found = subfolders(folder)
     names = found if class_names is None else class_names
     if unknown := sorted(set(found) - set(names)):
         raise UserError(f"{folder}: the training folder has no class {name_few(unknown)}")
     paths: list[str] = []
     labels: list[int] = []
     for label, class_name in enumerate(names):
-        images = _image_paths(folder / class_name)
+        images = image_paths(folder / class_name)
         paths += images
         labels += [label] * len(images)
     if not paths:
@@ -56,13 +56,16 @@ def _read_classes(
     return names, ImageSet(paths, np.array(labels), name, fingerprint_files(folder, paths))
 
 
-def _subfolders(folder: Path) -> list[str]:
+def subfolders(folder: Path) -> list[str]:
+    """Return the names of the folders in a folder, sorted; there are none where it does not exist."""
+    if not folder.is_dir():
+        return []
     return sorted(
         entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
     )
 
 
-def _image_paths(folder: Path) -> list[str]:
+def image_paths(folder: Path) -> list[str]:
     """Return the images in a folder and the folders below it, in a fixed order."""
     paths = []
     for parent, folders, files in os.walk(folder, followlinks=True):

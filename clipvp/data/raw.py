@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+import numpy as np
 
 from ..config import DataConfig
 from ..registry import UserError, nearest
@@ -21,17 +24,42 @@ class RawTask:
 
     Args:
         class_names: The T classes in the order of their labels.
-        train: All training images.
+        train: All training images; empty for a task that is a test set.
         val: Validation images, if the task has a split of them.
         test: Test images; carved from train when empty.
         info: Where it came from, ready for JSON.
+        empty: Where its images hold nothing, by a name in ``clipvp.prompts.EMPTY``.
     """
 
     class_names: list[str]
-    train: ImageSet
+    train: ImageSet | None
     val: ImageSet | None = None
     test: ImageSet | None = None
     info: dict[str, Any] = field(default_factory=dict)
+    empty: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What to call the task in messages: its first split."""
+        return (self.train or self.test).name
+
+    def of_classes(self, classes: str) -> RawTask:
+        """Return the task of all classes, or of base (the first half, in the order of labels) or new (the rest).
+
+        An odd class is a base class. Source: CoCoOp (arXiv 2203.05557), generalisation from base to new classes.
+        """
+        if classes == "all":
+            return self
+        half = (len(self.class_names) + 1) // 2
+        first, last = (0, half) if classes == "base" else (half, len(self.class_names))
+        sets = {}
+        for role in ("train", "val", "test"):
+            images = getattr(self, role)
+            if images is not None:
+                images = images.subset(np.flatnonzero((images.labels >= first) & (images.labels < last)))
+                images = replace(images, labels=images.labels - first)
+            sets[role] = None if role == "val" and images is not None and not len(images) else images
+        return replace(self, class_names=self.class_names[first:last], **sets)
 
 
 def choose_split_names(available: Iterable[str], config: DataConfig) -> dict[str, str]:
@@ -73,6 +101,14 @@ def fingerprint_files(root: str | os.PathLike, paths: Iterable[str]) -> str:
             state = "missing"
         digest.update(f"{os.path.relpath(path, root)}\0{state}\0".encode(errors="surrogateescape"))
     return f"files:{digest.hexdigest()}"
+
+
+def package_version(task: str, package: str, extra: str) -> str:
+    """Return the version of the package that a task comes out of, which the extra of that name installs."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        raise UserError(f'the task {task!r} needs {package}: pip install "clipvp[{extra}]"') from None
 
 
 def name_few(names: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,27 @@ from .decode import load_pixels
 
 @dataclass(eq=False)
 class ImageTensors:
-    """Decoded images.
+    """Decoded images: N of M that lie in memory, or in the cache's file and are read where they are used.
 
     Args:
-        images: (N, 3, h, w) uint8, 0..255, laid out channels-last.
+        base: (M, 3, h, w) uint8, 0..255, laid out channels-last.
         labels: (N,) int64.
+        rows: (N,) int64, the place of each image in the base; the whole base in order when None.
         skipped: Names of the images that were left out because they cannot be read.
     """
 
-    images: torch.Tensor
+    base: torch.Tensor
     labels: torch.Tensor
+    rows: torch.Tensor | None = None
     skipped: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def images(self) -> torch.Tensor:
+        """All N images, (N, 3, h, w): a copy where they are not the whole base."""
+        return self.base if self.rows is None else self.base[self.rows]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +85,9 @@ class ImageSet:
 
     def item_name(self, row: int) -> str:
         """Return a path, or ``name[place in the base]``."""
-        item = self.item(row)
+        item = None
+        with suppress(Exception):  # a data set written in Python may fail in its own way
+            item = self.item(row)
         return (
             os.fspath(item) if isinstance(item, (str, os.PathLike)) else f"{self.name}[{self.indices[row]}]"
         )
@@ -99,7 +109,7 @@ class ImageSet:
             progress: Show a bar while images are decoded.
         """
         check_choice("data.on_error", on_error, ["raise", "skip"])
-        pixels, errors = load_pixels(self, resize, cache_dir=cache_dir, progress=progress)
+        pixels, rows, errors = load_pixels(self, resize, cache_dir=cache_dir, progress=progress)
         labels, skipped = self.labels, [self.item_name(row) for row in sorted(errors)]
         if errors and on_error == "raise":
             first = "; ".join(str(errors[row]) for row in sorted(errors)[:10])
@@ -110,6 +120,11 @@ class ImageSet:
             )
         if errors:
             good = np.delete(np.arange(len(self)), sorted(errors))
-            pixels, labels = pixels[good], labels[good]
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-        return ImageTensors(images, torch.from_numpy(labels.copy()), skipped)
+            rows, labels = rows[good], labels[good]
+        whole = np.array_equal(rows, np.arange(len(pixels)))
+        return ImageTensors(
+            torch.from_numpy(pixels).permute(0, 3, 1, 2),
+            torch.from_numpy(labels.copy()),
+            None if whole else torch.from_numpy(rows.copy()),
+            skipped,
+        )

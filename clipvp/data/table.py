@@ -25,8 +25,13 @@ IMAGE_COLUMNS = ("image", "img", "path", "file", "file_name", "filename", "filep
 LABEL_COLUMNS = ("label", "labels", "class", "target")
 
 
-def load_table(config: DataConfig) -> RawTask:
-    """Load a parquet or CSV file, a folder of parquet files, or a hub data set."""
+def load_table(config: DataConfig, class_names: list[str] | None = None) -> RawTask:
+    """Load a parquet or CSV file, a folder of parquet files, or a hub data set.
+
+    Args:
+        config: What to load.
+        class_names: The classes in the order of their labels; the table's own when empty.
+    """
     import datasets
 
     path = Path(config.name).expanduser()
@@ -43,10 +48,15 @@ def load_table(config: DataConfig) -> RawTask:
     except Exception as error:  # the hub's client raises from five packages; each message says enough
         taken = "" if path.exists() else " (no file or folder here, so taken for a hub data set)"
         reason = " ".join(str(error).split()) or repr(error)
+        if "scripts are no longer supported" in reason:
+            reason = (
+                "it is made by a script of its own, which datasets no longer runs; take the hub's conversion with "
+                "data.revision: refs/convert/parquet, or another repository that holds Parquet files"
+            )
         raise UserError(f"data.name: cannot load {config.name!r}{taken}: {reason}") from error
     where = str(path) if path.exists() else f"hub data set {config.name}"
     name = path.stem if path.is_file() else path.name
-    raw = from_datasets(dict(splits), config, name=name, root=root)
+    raw = from_datasets(dict(splits), config, name=name, root=root, class_names=class_names)
     raw.info = {"from": where, "revision": config.revision, **raw.info}
     return raw
 

@@ -16,6 +16,8 @@ import numpy as np
 from ..config import DataConfig
 from ..images import Resize
 from ..registry import TASKS, UserError, check_choice, nearest
+from ..tasks import TASK_TABLE
+from .coop import is_coop, load_coop
 from .pairs import from_pairs
 from .raw import RawTask, name_few
 from .sets import ImageSet, ImageTensors
@@ -31,24 +33,26 @@ class Task:
     Args:
         name: What it is called.
         class_names: The T classes in the order of their labels.
-        train: Images that train.
+        train: Images that train, if any; a task without is a test set.
         val: Images that select, if any.
         test: Images that are scored once, at the end.
         split_hash: The same on every machine where the same images, by place, train, validate and test.
         info: Where it came from and how it was split, ready for JSON.
         cache_dir: Folder of decoded images; the user's cache folder when empty.
         on_error: What an unreadable image does: raise or skip.
+        empty: Where its images hold nothing, by a name in ``clipvp.prompts.EMPTY``.
     """
 
     name: str
     class_names: list[str]
-    train: ImageSet
+    train: ImageSet | None
     val: ImageSet | None
     test: ImageSet
     split_hash: str
     info: dict[str, Any] = field(default_factory=dict)
     cache_dir: str | None = None
     on_error: str = "raise"
+    empty: str | None = None
 
     @property
     def num_classes(self) -> int:
@@ -59,7 +63,8 @@ class Task:
         check_choice("split", split, SPLITS)
         images = getattr(self, split)
         if images is None:
-            raise UserError(f"{self.name} has no {split} split")
+            hint = "; it is a test set, to score prompts on" if self.train is None else ""
+            raise UserError(f"{self.name} has no {split} split{hint}")
         decoded = images.tensors(resize, cache_dir=self.cache_dir, on_error=self.on_error, progress=progress)
         if not len(decoded):
             raise UserError(f"{images.name}: none of its {len(images)} images can be read")
@@ -131,9 +136,9 @@ def load_task(data: str | DataConfig, *, seed: int = 0, protocol: str = "val") -
     """Load a target task and choose its splits.
 
     Args:
-        data: A registered task, an image folder, a parquet or CSV file, a folder of parquet files, or a hub
-            data set ``org/name``; or a whole ``DataConfig``. Registered names come first: write ./digits
-            for a folder of that name.
+        data: A registered task, an image folder, a folder with a split file of CoOp, a parquet or CSV file, a
+            folder of parquet files, or a hub data set ``org/name``; or a whole ``DataConfig``. Registered names come
+            first: write ./digits for a folder of that name.
         seed: Chooses the carved validation split and the limited training images, never the test images.
         protocol: val (a task without validation images gets ``data.val`` of its training images) or paper
             (all training images train, nothing validates).
@@ -148,9 +153,15 @@ def load_task(data: str | DataConfig, *, seed: int = 0, protocol: str = "val") -
 
 
 def _load_raw(config: DataConfig) -> RawTask:
+    if config.folder is not None and not (config.name in TASK_TABLE and TASK_TABLE[config.name].coop):
+        raise UserError(
+            f"data.folder: CoOp's layout has no {config.name!r}; a folder of your own is named by data.name"
+        )
     if config.name in TASKS:
         return TASKS.get(config.name)(config)
     path = Path(config.name).expanduser()
+    if path.is_dir() and is_coop(path):
+        return load_coop(path)
     if path.is_dir() and next(path.rglob("*.parquet"), None) is None:
         from .folder import load_folder
 
@@ -173,10 +184,12 @@ def build_task(name: str, raw: RawTask, config: DataConfig, *, seed: int = 0, pr
     """Check what a loader found and choose the images of each split."""
     check_choice("train.protocol", protocol, ["val", "paper"])
     _check(raw)
-    num_classes, train, val, test = len(raw.class_names), raw.train, raw.val, raw.test
+    raw = raw.of_classes(config.classes)
+    _check(raw)
+    num_classes, train, test = len(raw.class_names), raw.train, raw.test
     given = raw.info.get("splits", {})  # says so when a validation split is the test set
-    test_from, val_from = given.get("test", "test"), given.get("val", "val")
-    if test is None:
+    test_from = given.get("test", "test")
+    if train is not None and test is None:
         test_from = "carved from train"
         train_rows, test_rows = carve_test(train.labels, num_classes, config.test)
         if not len(test_rows):
@@ -187,25 +200,37 @@ def build_task(name: str, raw: RawTask, config: DataConfig, *, seed: int = 0, pr
     if config.max_test is not None:
         test = test.subset(choose_stratified(test.labels, num_classes, config.max_test, MAX_TEST))
 
+    val, val_from = None, "none"
+    if train is not None:
+        train, val, val_from = _choose_train_val(train, raw.val, num_classes, config, seed, protocol)
+        val_from = val_from or given.get("val", "val")
+
+    limits = ("classes", "shots", "max_train", "max_test")
+    chosen = {**{name: getattr(config, name) for name in limits}, "seed": seed, "protocol": protocol}
+    info = {**raw.info, **chosen, "val_from": val_from, "test_from": test_from}
+    splits = {"train": train, "val": val, "test": test}
+    reading = {"cache_dir": config.cache_dir, "on_error": config.on_error, "empty": raw.empty}
+    names = list(raw.class_names)
+    return Task(name, names, **splits, split_hash=_hash(names, splits), info=info, **reading)
+
+
+def _choose_train_val(
+    train: ImageSet, val: ImageSet | None, num_classes: int, config: DataConfig, seed: int, protocol: str
+) -> tuple[ImageSet, ImageSet | None, str | None]:
+    """Return the images that train, those that validate, and where these come from, None for the task itself."""
     if config.max_train is not None and config.max_train < num_classes:
         raise UserError(f"data.max_train: {config.max_train} images are too few for {num_classes} classes")
     share = config.val if protocol == "val" and val is None else 0.0
     limits = {"shots": config.shots, "max_train": config.max_train}
     train_rows, val_rows = choose_train(train.labels, num_classes, seed=seed, val=share, **limits)
+    chosen, val_from = train.subset(train_rows), None
     if protocol == "paper" or (val is None and not len(val_rows)):
         val, val_from = None, "none"
     elif val is None:
         val, val_from = train.subset(val_rows), "carved from train"
     elif config.shots is not None:
         val = val.subset(choose_shots(val.labels, num_classes, min(config.shots, 4), VAL, seed))
-    train = train.subset(train_rows)
-
-    chosen = {**limits, "max_test": config.max_test, "seed": seed, "protocol": protocol}
-    info = {**raw.info, **chosen, "val_from": val_from, "test_from": test_from}
-    splits = {"train": train, "val": val, "test": test}
-    reading = {"cache_dir": config.cache_dir, "on_error": config.on_error}
-    names = list(raw.class_names)
-    return Task(name, names, **splits, split_hash=_hash(names, splits), info=info, **reading)
+    return chosen, val, val_from
 
 
 def _hash(class_names: list[str], splits: dict[str, ImageSet | None]) -> str:
@@ -221,9 +246,9 @@ def _hash(class_names: list[str], splits: dict[str, ImageSet | None]) -> str:
 def _check(raw: RawTask) -> None:
     names = raw.class_names
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
-        raise UserError(f"{raw.train.name}: class names appear twice: {name_few(repeated)}")
+        raise UserError(f"{raw.name}: class names appear twice: {name_few(repeated)}")
     if len(names) < 2:
-        raise UserError(f"{raw.train.name}: {len(names)} class {names}; a task needs two or more")
+        raise UserError(f"{raw.name}: {len(names)} class {names}; a task needs two or more")
     for images in (raw.train, raw.val, raw.test):
         if images is None:
             continue
@@ -233,7 +258,8 @@ def _check(raw: RawTask) -> None:
             label for label in (images.labels.min(), images.labels.max()) if not 0 <= label < len(names)
         ]:
             raise UserError(f"{images.name}: label {wrong[0]} is not within 0..{len(names) - 1}")
-    _check_classes(raw.train.labels, names, raw.train.name)
+    if raw.train is not None:
+        _check_classes(raw.train.labels, names, raw.name)
 
 
 def _check_classes(labels: np.ndarray, class_names: list[str], where: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from ..card import SCORES, percent
+from ..card import PICTURES, SCORES, percent
 from ..files import write_text
 from ..registry import UserError
 from ..run import PAGE
@@ -31,6 +31,14 @@ _COLUMNS = {
     "val.best": "val, best",
     "test.best_on_test": "test, best on test",
 }
+_CAPTIONS = {
+    **PICTURES,
+    "gallery": "Classes and the source labels they take, with counts of training images",
+    "mapping": "Source labels that the test images are seen as",
+    "templates": "Templates of the labels that the test images are seen as",
+    "moves": "How the mapping moved",
+}
+_SCALE = 0.56  # of the pictures' own pixels: their text is then as large as the page's smaller one
 
 
 def write_page(folders: Sequence[Path], output: Path | None = None) -> Path:
@@ -143,10 +151,7 @@ def _charts(runs: Sequence[Run]) -> str:
 
 
 def _run(run: Run, alone: bool) -> str:
-    pictures = "".join(
-        f'<figure><img alt="{escape(path.stem)}" src="data:image/png;base64,{_base64(path)}"></figure>'
-        for path in run.pictures
-    )
+    pictures = "".join(map(_picture, run.pictures))
     info = run.results["run_info"]
     facts = {**info["versions"], **{key: value for key, value in info.items() if key != "versions"}}
     parts = [
@@ -158,6 +163,18 @@ def _run(run: Run, alone: bool) -> str:
     ]
     body = "".join(parts)
     return body if alone else f"<details><summary>{escape(run.name)}</summary>{body}</details>"
+
+
+def _picture(path: Path) -> str:
+    """Return a PNG file as a figure; its size stands in its header, big-endian at bytes 16 to 24."""
+    content = path.read_bytes()
+    width, height = (round(_SCALE * int.from_bytes(content[at : at + 4], "big")) for at in (16, 20))
+    caption = escape(_CAPTIONS.get(path.stem, path.stem))
+    source = f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"
+    return (
+        f"<figure><figcaption>{caption}</figcaption>"
+        f'<div><img alt="{caption}" width="{width}" height="{height}" src="{source}"></div></figure>'
+    )
 
 
 def _mapping(results: dict[str, Any]) -> str:
@@ -219,7 +236,3 @@ def _short(data: dict[str, Any]) -> dict[str, Any]:
 
 def _yaml(values: Any) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True).strip()
-
-
-def _base64(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode("ascii")

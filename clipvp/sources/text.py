@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -85,7 +84,7 @@ def text_embeddings(
         found = encode_in_batches(encode, texts, progress)
         try:
             save_state(path, {"embeddings": found}, {"key": full_key})
-        except (OSError, SafetensorError) as error:  # the embeddings are there all the same
+        except OSError as error:  # the embeddings are there all the same
             reason = str(error).splitlines()[0]
             warnings.warn(f"text embeddings are made anew each time: {reason}", stacklevel=2)
         return found

@@ -1,0 +1,43 @@
+"""Train on the first half of a task's classes, score both halves, and give the harmonic mean.
+
+    accelerate launch recipes/base_to_new.py --config recipes/configs/clip_quickstart.yaml --data.shots 16 --seed 1
+
+Takes the config of recipes/train.py. results.json of the run on the base classes also holds the scores, as
+base_to_new. The prompt sees no image of a new class; a mapping by frequency counts the training images of the new
+classes, mapping.kind: identity (a CLIP with one template) needs none.
+"""
+
+import os
+
+from clipvp.cli import parse, user_errors
+
+
+def main() -> None:
+    config, _ = parse(__doc__)
+    with user_errors():
+        from clipvp.run import RunFolder
+
+        if os.environ.get("WORLD_SIZE", "1") == "1":  # several processes find it out together, in fit
+            RunFolder(config.output).check(resume=config.resume == "auto", overwrite=config.overwrite)
+
+        from accelerate import Accelerator
+        from tabulate import tabulate
+
+        from clipvp.base_to_new import fit_base_to_new
+        from clipvp.card import percent
+
+        accelerator = Accelerator()
+        found = fit_base_to_new(config, accelerator)
+        rows = [
+            ["base", percent(found.base.acc1), found.base.n],
+            ["new", percent(found.new.acc1), found.new.n],
+        ]
+        rows.append(["harmonic mean", percent(found.harmonic_mean), None])
+        headers = ["classes", "test accuracy", "images"]
+        align = ("left", "right", "right")
+        accelerator.print(tabulate(rows, headers, disable_numparse=True, colalign=align, missingval=""))
+        accelerator.print(f"mapping of the new classes: {found.mapping}\nrun  {found.fit.output}")
+
+
+if __name__ == "__main__":
+    main()
