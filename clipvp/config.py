@@ -344,8 +344,12 @@ _NOT_COMPUTED = ("output", "resume", "overwrite", "data.cache_dir", "prompt.shar
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Return where two configs, as nested dicts, would compute something else: ``key: value, not value``."""
-    ours, theirs = flat(one), flat(other)
+    """Return where two configs, as nested dicts, would compute something else: ``key: value, not value``.
+
+    A key that one of them does not know yet has its default there.
+    """
+    defaults = flat(to_dict(RunConfig()))
+    ours, theirs = defaults | flat(one), defaults | flat(other)
     keys = [
         key for key in {**ours, **theirs} if key not in _NOT_COMPUTED and ours.get(key) != theirs.get(key)
     ]

@@ -17,6 +17,7 @@ from clipvp.config import (
     RunConfig,
     SourceConfig,
     TrainConfig,
+    differences,
     from_dict,
     to_dict,
 )
@@ -223,3 +224,13 @@ def test_a_registry_refuses_a_name_that_is_taken_and_offers_the_nearest():
         registry.register("pear", 4)
     with pytest.raises(UserError, match="unknown fruit 'appel'; did you mean 'apple'"):
         registry.get("appel")
+
+
+def test_a_config_that_was_written_before_a_key_was_there_differs_in_nothing():
+    config = to_dict(RunConfig(seed=3))
+    older = {**config, "train": {k: v for k, v in config["train"].items() if k != "augment"}}
+    del older["mapping"]
+    assert differences(older, config) == []
+    assert differences(older, to_dict(RunConfig(seed=4))) == ["seed: 3, not 4"]
+    config["train"]["augment"] = "flip"
+    assert differences(older, config) == ["train.augment: 'none', not 'flip'"]

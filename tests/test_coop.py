@@ -161,6 +161,8 @@ def test_missing_images_are_counted_and_named(tmp_path):
         (lambda s: s["train"].append(["x.png"]), "no split file: ValueError"),
         (lambda s: s["train"].append(["x.png", "cat", "cat"]), "no split file: ValueError"),
         (lambda s: s["train"].clear(), "its train split is empty"),
+        (lambda s: s["val"].append(["../../x.png", 0, "abyssinian"]), "outside of its folder: '../../x.png'"),
+        (lambda s: s["val"].append(["/x.png", 0, "abyssinian"]), "outside of its folder: '/x.png'"),
     ],
 )
 def test_split_files_that_do_not_fit_are_refused(tmp_path, change, message):

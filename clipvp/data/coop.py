@@ -60,6 +60,8 @@ def load_coop(folder: Path) -> RawTask:
         paths = [os.path.join(root, path) for path, _, _ in rows]
         missing += [path for path in paths if not os.path.isfile(path)]
         total += len(rows)
+        if outside := [path for path, _, _ in rows if os.path.isabs(path) or ".." in Path(path).parts]:
+            raise UserError(f"{file} names images outside of its folder: {name_few(outside)}")
         if rows:
             labels = np.array([label for _, label, _ in rows])
             sets[role] = ImageSet(paths, labels, f"{folder.name}/{role}", fingerprint_files(root, paths))
