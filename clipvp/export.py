@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from .files import write_atomic
 from .model import PromptedClassifier
 from .registry import UserError
+from .sources.origin import public_name
 
 TOLERANCE = 1e-4  # of a probability, or of a logit as a share of the largest
 INPUT, OUTPUTS = "images", {True: "logits", False: "probabilities"}
@@ -87,7 +88,7 @@ def export_onnx(classifier: PromptedClassifier, path: str | Path, logits: bool =
     texts = {
         "class_names": classifier.class_names,
         "preprocessing": classifier.resize.to_dict(),
-        "source": classifier.source.name,
+        "source": public_name(classifier.source.name),
     }
     for key, value in texts.items():
         model.metadata_props.add(key=key, value=json.dumps(value, ensure_ascii=False))

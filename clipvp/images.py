@@ -53,7 +53,10 @@ def to_rgb(image: Any, name: str | None = None) -> Image.Image:
         raise TypeError(f"{type(image).__name__} is no image; give a path, bytes, a PIL image or an array")
     except Exception as error:  # PIL raises a dozen unrelated types on damaged files
         what = name or (os.fspath(image) if isinstance(image, (str, os.PathLike)) else type(image).__name__)
-        reason = "no known image format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        if isinstance(error, Image.UnidentifiedImageError):
+            reason = "no known image format"
+        else:
+            reason = getattr(error, "strerror", None) or str(error)
         raise ImageError(f"{what}: cannot be read as an image: {reason or type(error).__name__}") from error
 
 

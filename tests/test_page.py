@@ -90,6 +90,10 @@ def test_a_page_is_one_whole_file_that_loads_nothing(number, runs, tmp_path):
     assert reader.open == [] and reader.tags.count("script") == 1
     assert all(address.startswith("data:") for address in reader.loads)
     assert reader.tags.count("img") == number
+    assert (
+        text.count('alt="The prompt, and how far each pixel moved from its start" width="4" height="4"')
+        == number
+    )
     assert NASTY not in text and html.escape(NASTY) in text
     assert "50.0 %" in text and "NaN" not in text and "None" not in text
 
@@ -102,8 +106,10 @@ def test_a_comparison_shows_each_run_and_what_differs(runs, tmp_path):
 
 
 def test_what_is_no_run_is_told(runs, tmp_path):
-    with pytest.raises(UserError, match="results.json is missing"):
+    with pytest.raises(UserError, match="results.json is missing; did you mean '.*/c/seed1'?"):
         write_page([tmp_path])
+    with pytest.raises(UserError, match="results.json is missing$"):
+        write_page([runs[0] / "plots"])
     with pytest.raises(UserError, match="given twice"):
         write_page([runs[0], runs[0]])
     (runs[0] / "metrics.jsonl").write_text("{")

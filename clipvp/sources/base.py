@@ -23,6 +23,8 @@ from ..registry import UserError
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # In fp16 the pixels' gradient of a mean loss underflows; a power of two scales it without rounding.
 _FP16_SCALE = 2.0**12
+# Activations whose gradient needs their input: in place, they copy the whole map before they overwrite it.
+_KEEP_THEIR_INPUT = (nn.Hardtanh, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Mish)
 _POSITIONS = re.compile("pos_embed|position|rel_pos")
 
 
@@ -81,6 +83,9 @@ class Source(nn.Module):
         self.training = False
         # channels last: convolutions are about half again as fast so on a CPU, and feed tensor cores on a GPU
         self.network = network.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+        for module in network.modules():
+            if isinstance(module, _KEEP_THEIR_INPUT):
+                module.inplace = False
         self.labels = labels
         self.preprocessing = preprocessing
         self.name, self.revision, self.precision = name, revision, precision

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -65,20 +67,22 @@ def load_timm(
         if revision:
             overlay = {"pretrained_cfg_overlay": {"hf_hub_id": f"{repository}@{revision}"}}
     with hub_access(name, [repository] if repository else [], revision, local_files_only):
-        network = _create_timm(timm, model, canvas, overlay)
+        network = create_timm(model, canvas, pretrained=True, **overlay)
     preprocessing = timm_preprocessing(timm.data.resolve_model_data_config(network)).at(canvas)
     labels = LabelSpace(imagenet_names(network, network.num_classes))
     return Source(network, labels, preprocessing, name, revision, precision)
 
 
-def _create_timm(timm, model: str, canvas, overlay: dict) -> nn.Module:
+def create_timm(model: str, canvas: Sequence[int] | None, **options: Any) -> nn.Module:
     """Build the model; an architecture that fixes its input size at construction is told the canvas."""
+    import timm
+
     if canvas is None:
-        return timm.create_model(model, pretrained=True, **overlay)
+        return timm.create_model(model, **options)
     try:
-        return timm.create_model(model, pretrained=True, img_size=tuple(canvas), **overlay)
+        return timm.create_model(model, img_size=tuple(canvas), **options)
     except TypeError:  # a convolutional network: it takes any size, and no img_size
-        return timm.create_model(model, pretrained=True, **overlay)
+        return timm.create_model(model, **options)
     except (RuntimeError, AssertionError) as error:
         size = "x".join(map(str, canvas))
         raise RuntimeError(f"at a canvas of {size} pixels: {str(error) or type(error).__name__}") from error
