@@ -1,0 +1,108 @@
+"""What was measured, as tables for the terminal and for Markdown. Made from the file's content alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tabulate import tabulate
+
+
+def table(part: str, results: dict[str, Any]) -> str:
+    """Return the table of one part of a benchmark's results."""
+    headers, rows, notes = _TABLES[part](results)
+    sides = ["left", *["right"] * (len(headers) - 1)]
+    lines = tabulate(rows, headers, "github", colalign=sides, disable_numparse=True, missingval="-")
+    return "\n".join([lines, *(["", *notes] if notes else [])])
+
+
+Table = tuple[list[str], list[list[Any]], list[str]]
+
+
+def _step(results: dict[str, Any]) -> Table:
+    step = results["step"]
+    rows = [
+        [
+            name,
+            f"{1e3 * row['seconds']:.1f}",
+            f"{row['images_per_second']:.1f}",
+            _ratio(row["over_bare"], row["spread"]),
+        ]
+        for name, row in step["rows"].items()
+    ]
+    speed, ceiling = step["bare_flops_per_second"], step["matmul_flops_per_second"]
+    note = f"bare step: {speed / 1e9:.0f} GFLOP/s, {100 * speed / ceiling:.0f} % of a large matrix product's"
+    return ["", "ms a batch", "images/s", "over bare"], rows, [f"{note}; {step['rounds']} rounds"]
+
+
+def _memory(results: dict[str, Any]) -> Table:
+    if results["memory"] is None:
+        return ["", "MB at the peak"], [], ["this system does not tell"]
+    sizes = results["memory"]["bytes"]
+    rows = [[name, f"{size / 1e6:.0f}", f"{size / sizes['bare']:.2f}"] for name, size in sizes.items()]
+    return ["", "MB at the peak", "over bare"], rows, []
+
+
+def _epoch(results: dict[str, Any]) -> Table:
+    epoch = results["epoch"]
+    names = ["floor", "exact", "running", "textbook"]
+    phases = {phase: None for name in names for phase in epoch["seconds_by_phase"][name]}
+    rows = [[phase, *(f"{epoch['seconds_by_phase'][name][phase]:.3f}" for name in names)] for phase in phases]
+    rows.append(["all", *(f"{epoch['seconds'][name]:.3f}" for name in names)])
+    against = {
+        name: _ratio(results[f"textbook_over_{name}"], epoch["spread"][name]) for name in epoch["spread"]
+    }
+    rows.append(["textbook over it", None, against["exact"], against["running"], "1"])
+    images, wrong = epoch["images"], epoch["images_counted_differently"]
+    same = "the same counts" if results["counts_equal"] else f"{wrong} images counted differently"
+    notes = [
+        f"seconds; {images['train']} images trained on, {images['scored']} scored; {epoch['rounds']} rounds",
+        f"textbook and exact: {same} over {epoch['labels_seen']} source labels, "
+        f"prompts apart by {100 * max(epoch['prompts_apart']):.2g} % of an epoch's way at most",
+    ]
+    return ["phase", *names], rows, notes
+
+
+def _data(results: dict[str, Any]) -> Table:
+    speeds = results["data"]["images_per_second"]
+    return ["", "images/s"], [[name, f"{speed:,.0f}"] for name, speed in speeds.items()], []
+
+
+def _text(results: dict[str, Any]) -> Table:
+    text = results["text"]
+    rows = [[state, f"{seconds:.2f}"] for state, seconds in text["seconds"].items()]
+    return [f"{text['source']}, {text['texts']} texts", "seconds"], rows, []
+
+
+def _assignment(results: dict[str, Any]) -> Table:
+    loops = results["assignment"]["loop_seconds"]
+    rows = [
+        [size, f"{1e3 * seconds:.2f}", f"{1e3 * loops[size]:.2f}"]
+        for size, seconds in results["assign_seconds"].items()
+    ]
+    return ["labels x classes", "ms", "loop over the whole matrix, ms"], rows, []
+
+
+def _architectures(results: dict[str, Any]) -> Table:
+    found = results["architectures"]
+    sizes = list(dict.fromkeys(size for row in found.values() for size in row["over_bare"]))
+    rows = [
+        [name, f"{1e3 * row['bare_seconds']:.0f}", f"{row['over_bare_without_sharing']:.2f}"]
+        + [f"{row['over_bare'][size]:.2f}" if size in row["over_bare"] else None for size in sizes]
+        for name, row in found.items()
+    ]
+    return ["step over bare", "bare, ms", "not shared", *(f"{size} pixels" for size in sizes)], rows, []
+
+
+def _ratio(median: float, spread: list[float]) -> str:
+    return f"{median:.2f} ({spread[0]:.2f} to {spread[1]:.2f})"
+
+
+_TABLES = {
+    "step": _step,
+    "memory": _memory,
+    "epoch": _epoch,
+    "data": _data,
+    "text": _text,
+    "assignment": _assignment,
+    "architectures": _architectures,
+}
