@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
 from functools import partial
 from pathlib import Path
 
@@ -224,3 +226,14 @@ def left_by(folder: Path) -> tuple:
     results = json.loads((folder / "results.json").read_text())
     del results["config"]
     return (folder / "prompt" / "model.safetensors").read_bytes(), untimed(rows), untimed(results)
+
+
+@contextlib.contextmanager
+def full_disk(room: int = 100):
+    """The system refuses to write more than so many bytes to any file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

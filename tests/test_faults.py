@@ -3,10 +3,9 @@
 import contextlib
 import errno
 import os
-import resource
 
 import pytest
-from conftest import left_by, trained
+from conftest import full_disk, left_by, trained
 
 from clipvp import UserError
 from clipvp.checkpoint import Checkpoints
@@ -14,17 +13,6 @@ from clipvp.cli import user_errors
 from clipvp.files import write_text
 from clipvp.hub import write_artifact
 from clipvp.run import RunFolder
-
-
-@contextlib.contextmanager
-def full_disk(room: int = 100):
-    """The system refuses to write more than so many bytes to any file."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def fill_disk_at(monkeypatch, owner, name: str, time: int) -> None:
