@@ -76,6 +76,12 @@ class RunFolder:
             write_json(self.path / RESULTS, results)
 
 
+def check_output(config: RunConfig) -> None:
+    """Refuse an output folder before anything heavy is loaded; several processes find it out together, in ``fit``."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        RunFolder(config.output).check(resume=config.resume == "auto", overwrite=config.overwrite)
+
+
 def config_yaml(config: RunConfig) -> str:
     """Return a config as YAML that ``--config`` reads."""
     import yaml

@@ -7,18 +7,15 @@ base_to_new. The prompt sees no image of a new class; a mapping by frequency cou
 classes, mapping.kind: identity (a CLIP with one template) needs none.
 """
 
-import os
-
 from clipvp.cli import parse, user_errors
 
 
 def main() -> None:
     config, _ = parse(__doc__)
     with user_errors():
-        from clipvp.run import RunFolder
+        from clipvp.run import check_output
 
-        if os.environ.get("WORLD_SIZE", "1") == "1":  # several processes find it out together, in fit
-            RunFolder(config.output).check(resume=config.resume == "auto", overwrite=config.overwrite)
+        check_output(config)
 
         from accelerate import Accelerator
         from tabulate import tabulate

@@ -6,8 +6,6 @@ The sections prompt and mapping are not used. Defaults are the paper's: Adam 1e-
 per epoch. Images, in training and in testing, are only resized and cropped as the model's own preprocessing does.
 """
 
-import os
-
 from clipvp.cli import parse, user_errors
 
 PAPER = {"optim.lr": 1e-4, "optim.weight_decay": 5e-4, "optim.schedule": "cosine_epoch"}
@@ -16,10 +14,9 @@ PAPER = {"optim.lr": 1e-4, "optim.weight_decay": 5e-4, "optim.schedule": "cosine
 def main() -> None:
     config, _ = parse(__doc__, defaults={**PAPER, "output": "runs/finetune"})
     with user_errors():
-        from clipvp.run import RunFolder
+        from clipvp.run import check_output
 
-        if os.environ.get("WORLD_SIZE", "1") == "1":  # several processes find it out together, in fit
-            RunFolder(config.output).check(resume=config.resume == "auto", overwrite=config.overwrite)
+        check_output(config)
 
         from accelerate import Accelerator
 

@@ -5,18 +5,15 @@
 `--print_config` shows the config that results, `--help` every key.
 """
 
-import os
-
 from clipvp.cli import parse, user_errors
 
 
 def main() -> None:
     config, _ = parse(__doc__)
     with user_errors():
-        from clipvp.run import RunFolder
+        from clipvp.run import check_output
 
-        if os.environ.get("WORLD_SIZE", "1") == "1":  # several processes find it out together, in fit
-            RunFolder(config.output).check(resume=config.resume == "auto", overwrite=config.overwrite)
+        check_output(config)
 
         from accelerate import Accelerator
 
