@@ -49,9 +49,19 @@ def user_errors() -> Iterator[None]:
     except UserError as error:
         fail(str(error))
     except Interrupted as stopped:
+        _leave_group()
         fail(str(stopped), EXIT_CODE)
     except OSError as error:  # a full disk, a folder that may not be written
         fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), 1)
+    else:
+        _leave_group()
+
+
+def _leave_group() -> None:
+    """Leave the group of processes, where there is one: a process that ends inside may crash at its very end."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def fail(message: str, code: int = 2) -> None:

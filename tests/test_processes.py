@@ -250,7 +250,7 @@ try:
             raise OSError(28, "No space left on device", "a.json")
 except (OSError, UserError) as error:
     print(f"{{order}} {{type(error).__name__}} {{error}}\\n", end="", flush=True)
-accelerator.wait_for_everyone()
+accelerator.end_training()
 """)
     [running] = launchers(2, 1, [], script)
     out, said = running.communicate(timeout=120)
