@@ -148,7 +148,7 @@ TASK_TABLE = {
         sizes=(7639, 1898, 3783),
         paper=(7639, 3783),
         coop="ucf101",
-        checked="CoOp's documentation; no repository of the middle frames found",
+        checked="CoOp's documentation; no repository of the middle frames found; size of val not checked",
     ),
     "food101": TaskEntry(
         num_classes=101,
@@ -247,7 +247,7 @@ TASK_TABLE = {
         num_classes=100,  # CoOp's: without the background and the second set of faces
         sizes=(4128, 1649, 2465),
         coop="caltech-101",
-        checked="CoOp's documentation; no repository with its split found",
+        checked="CoOp's documentation; no repository with its split found; sizes not checked",
     ),
     "fgvc_aircraft": TaskEntry(
         num_classes=100,
@@ -288,7 +288,7 @@ def _imagenet_test(repo: str, folder: str, images: str, size: int, subset: str |
         class_names=lambda: _imagenet(subset),
         coop=folder,
         coop_folders={"test": images},
-        checked="code (CLIP_benchmark): repository, split, columns; commit not known",
+        checked="code (CLIP_benchmark and others): repository, columns; split (others name train) and commit not sure",
     )
 
 
