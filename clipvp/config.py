@@ -6,7 +6,6 @@ No torch here, so that ``--help`` and a refused value cost no more than the inte
 from __future__ import annotations
 
 import dataclasses
-import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -30,9 +29,13 @@ TRACKERS = (
 )
 
 
+_LARGEST = 3.4e38  # what float32 holds
+
+
 def _positive(what: str, value: float | None, zero: bool = False) -> None:
-    if value is not None and not (0 <= value < math.inf and (zero or value != 0)):  # not-a-number fails too
-        raise UserError(f"{what}: {value} is not allowed; give a number {'>= 0' if zero else '> 0'}")
+    if value is not None and not (0 <= value <= _LARGEST and (zero or value != 0)):  # not-a-number fails too
+        limits = f"{'>= 0' if zero else '> 0'}{f', at most {_LARGEST:g}' if value > 0 else ''}"
+        raise UserError(f"{what}: {value} is not allowed; give a number {limits}")
 
 
 @dataclass
@@ -242,7 +245,7 @@ class TrainConfig:
         epochs: Passes over the training images.
         batch_size: Images a step, over all processes and parts.
         gradient_accumulation_steps: Parts in which a process takes its images of a step, for less memory; the step
-            stays the same.
+            stays the same up to rounding. Runs with equal processes times parts give the same bits.
         augment: What training does to its images, anew each epoch: none, flip, crop_flip (a random part, resized, and
             flip) or trivial (TrivialAugment). Counting passes and scores see the images as they are.
         protocol: val (a validation split selects) or paper (train on all, report the last epoch).

@@ -142,5 +142,6 @@ def evaluate(
     if list(task.class_names) != classifier.class_names:
         columns = torch.tensor([place[name] for name in task.class_names], device=accelerator.device)
     batches = Batches(task.tensors(split, classifier.resize, progress=progress), accelerator)
-    watch = Progress(progress and accelerator.is_main_process).watch(batches.mine(), f"scoring {split}")
+    shown = Progress(progress and accelerator.is_main_process)
+    watch = shown.watch(batches.mine(batch_size), f"scoring {split}")
     return score(classifier.to(accelerator.device), batches, batch_size, accelerator, watch, columns)

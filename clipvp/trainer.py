@@ -1,7 +1,9 @@
 """The steps of a run on one process of many, and everything that decides its future.
 
 The order of the images depends on seed and epoch alone and the learning rate on the step alone, so that a run is
-a function of its config, and a checkpoint between any two steps is enough to go on as if nothing had happened.
+a function of its config, and a checkpoint between any two steps is enough to go on as if nothing had happened. A
+step's parts are summed in one order, so that runs with as many parts a step, processes times gradient accumulation
+steps, round alike.
 """
 
 from __future__ import annotations
@@ -93,14 +95,16 @@ class Trainer:
         self._begin_epoch()
 
     def _begin_epoch(self) -> None:
-        self.losses = torch.zeros(self.steps, device=self.accelerator.device)  # summed over a step's images
+        parts = self.config.train.gradient_accumulation_steps
+        # Of this process's parts of each step, summed over their images.
+        self.losses = torch.zeros(parts, self.steps, device=self.accelerator.device)
         self.hits = torch.zeros((), dtype=torch.int64, device=self.accelerator.device)
 
     def score(self, split: str, phase: str) -> EvalResult:
         """Score one split with the classifier as it stands."""
-        batches = self.data[split]
-        watch = self.progress.watch(batches.mine(), phase)
-        return score(self.classifier, batches, self.config.train.batch_size, self.accelerator, watch)
+        batches, size = self.data[split], self.config.train.batch_size
+        watch = self.progress.watch(batches.mine(size), phase)
+        return score(self.classifier, batches, size, self.accelerator, watch)
 
     @torch.no_grad()
     def refresh_mapping(self, phase: str) -> int:
@@ -109,7 +113,8 @@ class Trainer:
         counts = mapping.running_counts()
         if counts is None:
             self.classifier.eval()
-            batches = self.progress.watch(train.mine(), phase)(train.in_turn(self.config.train.batch_size))
+            size = self.config.train.batch_size
+            batches = self.progress.watch(train.mine(size), phase)(train.in_turn(size))
             pairs = ((self.classifier.source_logits(images), labels) for images, labels in batches)
             counts = count_matrix(pairs, mapping.num_source, mapping.num_target)
         before = mapping.source_index.clone()
@@ -124,19 +129,20 @@ class Trainer:
         """
         train, config, state = self.data["train"], self.config, self.state
         batches = epoch_order(len(train), config.seed, state.epoch).split(config.train.batch_size)
+        shares = [train.share(batch, config.train.gradient_accumulation_steps) for batch in batches]
+        sizes = [sum(map(len, parts)) for parts in shares]
         augment = epoch_augmentation(config.train.augment, len(train), config.seed, state.epoch)
-        seen = sum(len(train.share(batch)) for batch in batches[: state.step])
+        seen = sum(sizes[: state.step])
         self.classifier.train()
-        with self.progress.bar(train.mine(), phase, done=seen) as bar:
-            for batch in batches[state.step :]:
-                lr = self._lr(state.step)
-                share = train.share(batch)
-                for part in share.tensor_split(config.train.gradient_accumulation_steps):
-                    if len(part):  # a last batch may have fewer images than there are processes and parts
-                        self._gradient(*train.take(part, augment), len(batch))
-                self._update(lr)
-                seen, state.step = seen + len(share), state.step + 1
-                bar.advance(len(share), partial(_means, self.losses, self.hits, seen))
+        with self.progress.bar(sum(sizes), phase, done=seen) as bar:
+            for step in range(state.step, len(batches)):
+                gradients = [
+                    self._gradient(part, augment, len(batches[step]), self.losses[place, step])
+                    for place, part in enumerate(shares[step])
+                ]
+                self._update(gradients, self._lr(step))
+                seen, state.step = seen + sizes[step], step + 1
+                bar.advance(sizes[step], partial(_means, self.losses, self.hits, seen))
                 after_step()
         losses = self.check_finite()
         hits = self.accelerator.reduce(self.hits, "sum")
@@ -148,39 +154,47 @@ class Trainer:
         step += self.state.epoch * self.steps
         return lr_at(self.config.optim, step, self.steps, self.config.train.epochs)
 
-    def _gradient(self, images: Tensor, labels: Tensor, global_batch: int) -> None:
-        """Add one part of a step: its gradient, loss, hits and running counts."""
-        mapping, step = self.classifier.mapping, self.state.step
+    def _gradient(
+        self,
+        part: Tensor,
+        augment: Callable[[Tensor, Tensor], Tensor],
+        global_batch: int,
+        loss_place: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Return what one part of a step adds to the gradient of each parameter; note its loss, hits and counts."""
+        if not len(part):  # a last batch may have fewer images than there are processes and parts
+            return tuple(torch.zeros_like(parameter) for parameter in self.parameters)
+        images, labels = self.data["train"].take(part, augment)
         source_logits = self.classifier.source_logits(images)
-        logits = mapping(source_logits)
+        logits = self.classifier.mapping(source_logits)
         loss = F.cross_entropy(logits, labels, reduction="sum")
-        self.losses[step] += loss.detach()
+        loss_place.copy_(loss.detach())
         self.hits += (logits.argmax(1) == labels).sum()
-        mapping.observe(source_logits, labels)
-        if self.optimizer is not None:
-            (loss / global_batch).backward()
+        self.classifier.mapping.observe(source_logits, labels)
+        if not self.parameters:
+            return ()
+        return torch.autograd.grad(
+            loss / global_batch, self.parameters, allow_unused=True, materialize_grads=True
+        )
 
-    def _update(self, lr: float) -> None:
-        """Sum the gradients over processes and take the optimiser's step."""
+    def _update(self, gradients: list[tuple[Tensor, ...]], lr: float) -> None:
+        """Sum the parts' gradients, of all processes and in one order whoever computed them, and take a step."""
         if self.optimizer is None:
             return
-        for parameter in self.parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            if self.accelerator.num_processes > 1:
-                parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
+        for parameter, *parts in zip(self.parameters, *gradients, strict=True):
+            parameter.grad = self.accelerator.gather(torch.stack(parts)).sum(0)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     def check_finite(self) -> Tensor:
-        """Return the losses of the epoch's steps, summed over processes; every process must call it.
+        """Return the losses (steps,) of the epoch, summed over all images; every process must call it.
 
         Raises:
             UserError: A loss, or what trains, is no number.
         """
-        losses = self.accelerator.reduce(self.losses, "sum")
+        losses = self.accelerator.gather(self.losses).sum(0)
         bad = (~losses.isfinite()).nonzero()
         if not len(bad) and all(parameter.isfinite().all() for parameter in self.parameters):
             return losses
@@ -215,7 +229,8 @@ class Trainer:
         if self.optimizer is not None:
             for index, slots in self.optimizer.state_dict()["state"].items():
                 own |= {f"optim.{index}.{slot}": value for slot, value in slots.items() if value is not None}
-        return own | {name: self.accelerator.reduce(value, "sum") for name, value in self._sums().items()}
+        sums = {name: self.accelerator.reduce(value, "sum") for name, value in self._sums().items()}
+        return own | sums | {"sum.losses": self.accelerator.gather(self.losses).sum(0)}
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Go on from what ``tensors`` and ``state`` gave.
@@ -256,14 +271,15 @@ class Trainer:
                 slots.setdefault(int(index), {})[slot] = value
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
-        for name, value in self._sums().items():
+        self.losses.zero_()
+        for name, value in {**self._sums(), "sum.losses": self.losses[0]}.items():
             fit(name, tensors[name], value)
             value.copy_(tensors[name]) if self.accelerator.is_main_process else value.zero_()
 
     def _sums(self) -> dict[str, Tensor]:
-        sums = {"sum.losses": self.losses, "sum.hits": self.hits}
+        """Return the whole numbers that each process has a part of."""
         running = getattr(self.classifier.mapping, "running", None)
-        return sums if running is None else {**sums, "sum.running": running}
+        return {"sum.hits": self.hits} | ({} if running is None else {"sum.running": running})
 
 
 def _means(losses: Tensor, hits: Tensor, seen: int) -> dict[str, float]:

@@ -60,7 +60,7 @@ def test_an_image_in_an_epoch_is_the_same_in_every_batch_and_on_every_process(
     torch.manual_seed(parts), np.random.seed(parts), random.seed(parts)  # whatever state the process is in
     for rank in range(parts):
         view = batches(images, rank, parts)
-        share = view.share(order)
+        [share] = view.share(order)
         found, labels = view.take(share, epoch_augmentation(name, 12, seed, epoch))
         assert torch.equal(found, whole[share]) and torch.equal(labels, share)
 

@@ -169,6 +169,7 @@ NAN, INF = float("nan"), float("inf")
         (lambda: OptimConfig(lr=0), ["optim.lr"]),
         (lambda: OptimConfig(lr=NAN), ["optim.lr", "nan"]),
         (lambda: OptimConfig(lr=INF), ["optim.lr", "inf"]),
+        (lambda: OptimConfig(lr=1e39), ["optim.lr", "1e+39", "at most 3.4e+38"]),
         (lambda: OptimConfig(schedule="linear"), ["optim.schedule", "cosine"]),
         (lambda: OptimConfig(milestones=[50, 72]), ["optim.milestones", "shares"]),
         (lambda: OptimConfig(warmup=2), ["optim.warmup"]),

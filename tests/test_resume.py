@@ -30,11 +30,11 @@ def stop_after(monkeypatch, step: int) -> None:
     """Have the process be asked to stop while it takes the given step, counted from here."""
     update, taken = Trainer._update, []
 
-    def asked(self, lr):
+    def asked(self, gradients, lr):
         taken.append(lr)
         if len(taken) == step:
             signal.raise_signal(signal.SIGTERM)
-        update(self, lr)
+        update(self, gradients, lr)
 
     monkeypatch.setattr(Trainer, "_update", asked)
 

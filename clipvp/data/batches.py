@@ -40,10 +40,6 @@ class Batches:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def mine(self) -> int:
-        """Return how many images of a pass over all are this process's."""
-        return len(self.share(torch.arange(len(self))))
-
     def take(
         self, indices: Tensor, augment: Callable[[Tensor, Tensor], Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -65,15 +61,35 @@ class Batches:
             images = augment(images, indices)
         return images.to(torch.float32).div_(255), labels
 
-    def share(self, batch: Tensor) -> Tensor:
-        """Return this process's part of the indices of a global batch."""
-        return batch.tensor_split(self.world)[self.rank]
+    # Rounding depends on what is computed together, so batches are cut the same way for any number of processes.
+
+    def share(self, batch: Tensor, parts: int = 1) -> tuple[Tensor, ...]:
+        """Return this process's parts of a global batch.
+
+        Args:
+            batch: Indices (B,).
+            parts: How many a process has; where there are too few images, some are empty. As long as processes times
+                parts stay the same, so does the way in which all processes together cut the batch.
+        """
+        return batch.tensor_split(self.world * parts)[self.rank * parts : (self.rank + 1) * parts]
+
+    def turns(self, batch_size: int) -> list[Tensor]:
+        """Return the indices of this process's batches of a pass over all images, each image once over all processes.
+
+        The batches of all processes together are the same for any number of them.
+        """
+        batches = torch.arange(len(self)).split(batch_size)
+        mine = torch.arange(len(batches)).tensor_split(self.world)[self.rank]
+        return [batches[turn] for turn in mine.tolist() if len(batches[turn])]
+
+    def mine(self, batch_size: int) -> int:
+        """Return how many images of a pass over all are this process's."""
+        return sum(map(len, self.turns(batch_size)))
 
     def in_turn(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield this process's part of all images, each image once over all processes, in order."""
-        for batch in self.share(torch.arange(len(self))).split(batch_size):
-            if len(batch):
-                yield self.take(batch)
+        """Yield this process's batches of a pass over all images, in order."""
+        for batch in self.turns(batch_size):
+            yield self.take(batch)
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
