@@ -46,6 +46,7 @@ class SourceConfig:
         name: ``scheme:model``, see ``clipvp.load_source``.
         canvas: Input size in pixels, a number for a square or [height, width]; the model's own when empty.
         precision: Arithmetic of the frozen part (fp32, bf16, fp16); the prompt and the loss stay in fp32.
+        compile: Compile the network (torch.compile) for passes over whole canvases; a shared border goes before it.
         revision: Branch, tag or commit of a hub model.
         local_files_only: Never ask the network, take what the hub cache holds.
     """
@@ -53,6 +54,7 @@ class SourceConfig:
     name: str = "offline:lite0"
     canvas: int | list[int] | None = None
     precision: str = "fp32"
+    compile: bool = False
     revision: str | None = None
     local_files_only: bool = False
 
@@ -340,7 +342,14 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
 
 
 # What says how a run is started, shown and kept, not what it computes.
-_NOT_COMPUTED = ("output", "resume", "overwrite", "data.cache_dir", "prompt.share_border") + tuple(
+_NOT_COMPUTED = (
+    "output",
+    "resume",
+    "overwrite",
+    "data.cache_dir",
+    "source.compile",
+    "prompt.share_border",
+) + tuple(
     f"train.{name}"
     for name in ("gradient_accumulation_steps", "progress", "keep", "save_every", "save_minutes", "report_to")
 )

@@ -358,7 +358,7 @@ def source_from_config(
     device: str | torch.device | None = None,
 ) -> Source:
     """Return the source that a config names; ``labels`` makes the label space where it is a CLIP."""
-    return load_source(
+    source = load_source(
         config.name,
         canvas=config.canvas,
         labels=labels,
@@ -367,6 +367,9 @@ def source_from_config(
         local_files_only=config.local_files_only,
         device=device,
     )
+    if config.compile:
+        source.compile_network()
+    return source
 
 
 def text_label_space(config: MappingConfig, class_names: Sequence[str]) -> LabelSpace:

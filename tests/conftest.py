@@ -18,6 +18,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from clipvp.cpu import keep_freed_memory
+
 settings.register_profile("default", deadline=None)
 settings.register_profile("many", deadline=None, max_examples=1000)
 settings.load_profile("default")
@@ -34,10 +36,11 @@ def _own_cache(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _denormals():
-    """Undo what loading a source sets for the process: other tests draw numbers of every size."""
+def _cpu():
+    """Undo what loading a source sets for the process: other tests draw numbers of every size, and look at memory."""
     yield
     torch.set_flush_denormal(False)
+    keep_freed_memory(False)
 
 
 @pytest.fixture(scope="session")

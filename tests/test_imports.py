@@ -13,7 +13,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 
 # A room imports only from lines above its own, lazily or not.
 LEVELS = [
-    {"registry", "files", "interrupt"},
+    {"registry", "files", "interrupt", "cpu"},
     {"images", "templates", "tasks"},
     {"config", "labels"},
     {"prompts", "mappings", "optim", "checkpoint", "progress", "run", "text", "processes"},

@@ -412,3 +412,38 @@ def test_no_activation_copies_its_input_for_the_gradient(kind):
     copies_in_place, *plain = run()
     assert copies == 0 and copies_in_place == (kind is not nn.ReLU)
     assert all(torch.equal(one, other) for one, other in zip(ours, plain, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # of torch's compiler, about its own workings
+def test_a_compiled_network_gives_the_same(tiny_timm):
+    source = load_source(tiny_timm, canvas=32)
+    keys = source.state_dict().keys()
+
+    def run(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        pixels = torch.rand(size, 3, 32, 32, generator=torch.Generator().manual_seed(size)).requires_grad_()
+        logits = source(pixels)
+        logits.square().sum().backward()
+        return logits.detach(), pixels.grad
+
+    plain = [run(size) for size in (3, 2)]
+    source.compile_network()
+    torch._dynamo.utils.counters.clear()
+    compiled = [run(size) for size in (3, 2, 3)]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # once for each size
+    torch.testing.assert_close(compiled, [*plain, plain[0]], rtol=1e-4, atol=1e-5)
+    assert source.state_dict().keys() == keys
+
+
+def test_a_network_that_cannot_be_compiled_is_one_line(tiny_timm, monkeypatch):
+    source = load_source(tiny_timm, canvas=32)
+
+    def fails(pixels):
+        raise torch._dynamo.exc.TorchDynamoException("\n  no compiler was found\nmore")
+
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: fails)
+    source.compile_network()
+    with pytest.raises(
+        UserError, match="^source.compile: 'timm:.*' cannot be compiled here: no compiler was found$"
+    ):
+        source(torch.zeros(1, 3, 32, 32))

@@ -56,6 +56,7 @@ def alternate(
     seconds: float,
     least: int = 3,
     warm_up: bool = True,
+    settle: bool = False,
     before_round: Callable[[], None] = lambda: None,
     after_round: Callable[[], None] = lambda: None,
 ) -> Times:
@@ -69,6 +70,8 @@ def alternate(
         seconds: No round begins that would probably end after so many.
         least: Rounds that are run all the same.
         warm_up: Run each once before, untimed.
+        settle: Run a candidate untimed each time before it is timed: as in a loop of its own, it finds memory and
+            caches as it left them itself.
         before_round: Called before each round, untimed.
         after_round: Called after each round, untimed.
     """
@@ -81,6 +84,8 @@ def alternate(
         before_round()
         names = list(candidates)
         for name in names[:: -1 if rounds % 2 else 1]:
+            if settle:
+                candidates[name]()
             start = now(device)
             candidates[name]()
             found[name].append(now(device) - start)

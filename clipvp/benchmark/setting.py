@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from ..config import (
     SourceConfig,
     TrainConfig,
 )
+from ..cpu import keep_freed_memory, prepare_cpu
 from ..data import Task, load_task
 from ..data.batches import Batches
 from ..data.sets import ImageTensors
@@ -46,7 +47,7 @@ class Setting:
 
     def __init__(self, config: BenchmarkConfig):
         # As loading a source does, but before the first thread that computes.
-        torch.set_flush_denormal(True)
+        prepare_cpu()
         self.config = config
         self.accelerator = Accelerator(cpu=config.device == "cpu")
         if self.accelerator.num_processes > 1:
@@ -68,10 +69,12 @@ class Setting:
         config = self.config
         wanted = SourceConfig(config.source, config.canvas, precision or config.precision)
         if config.random_weights:
-            return random_source(wanted, self.device)
-        return source_from_config(
-            wanted, lambda: text_label_space(MappingConfig(), self.class_names), self.device
-        )
+            source = random_source(wanted, self.device)
+        else:
+            labels = partial(text_label_space, MappingConfig(), self.class_names)
+            source = source_from_config(wanted, labels, self.device)
+        keep_freed_memory(config.keep_memory)  # loading a source keeps it
+        return source
 
     @cached_property
     def source(self) -> Source:
@@ -83,7 +86,7 @@ class Setting:
         if not self.config.compile:
             return self.source
         source = copy.copy(self.source)
-        source.compile(dynamic=False)
+        source.compile_network()
         return source
 
     def classifier(

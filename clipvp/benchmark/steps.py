@@ -20,7 +20,7 @@ from .setting import Setting
 
 
 class Bare:
-    """The floor: the frozen network alone, on a batch of the canvas's size that is there already.
+    """The floor: the frozen network alone, channels last, on a batch of the canvas's size that is there already.
 
     Args:
         source: Whose network.
@@ -38,14 +38,19 @@ class Bare:
         pixels = torch.randn(self.size, generator=torch.Generator().manual_seed(0))
         return pixels.to(self.source.mean.device, memory_format=torch.channels_last)
 
+    def _run(self, pixels: torch.Tensor) -> torch.Tensor:
+        dtype = DTYPES[self.source.precision]
+        with torch.autocast(pixels.device.type, dtype, enabled=dtype != torch.float32):
+            return self.network(pixels)
+
     @torch.no_grad()
     def forward(self) -> None:
-        self.source.run(self.network, self.pixels)
+        self._run(self.pixels)
 
     def step(self) -> None:
         """Take the output and the gradient of its sum to the pixels."""
         pixels = self.pixels.detach().requires_grad_()
-        self.source.run(self.network, pixels).sum().backward()
+        self._run(pixels).float().sum().backward()
 
 
 class Steps:
@@ -88,7 +93,8 @@ def measure_step(setting: Setting) -> dict[str, Any]:
     for name, way in ways.items():
         candidates |= {f"{name} step": way.train, f"{name} count": way.count}
     matmul, matmul_flops = _matmul(config.precision, device)
-    times = alternate({**candidates, "matmul": matmul}, device, config.seconds, config.rounds)
+    timed = {**candidates, "matmul": matmul}
+    times = alternate(timed, device, config.seconds, config.rounds, settle=device.type == "cpu")
     default = next(iter(ways))
     images = steps * config.batch_size
     found = {
@@ -160,7 +166,7 @@ def _architecture(setting: Setting, name: str) -> dict[str, Any]:
     }
     bare = Bare(source, config.batch_size, compiled=False)
     candidates = {"bare": _repeat(bare.step, steps), **{way: each.train for way, each in ways.items()}}
-    times = alternate(candidates, device, config.seconds, config.rounds)
+    times = alternate(candidates, device, config.seconds, config.rounds, settle=device.type == "cpu")
     return {
         "bare_seconds": times.median("bare") / steps,
         "over_bare_without_sharing": times.ratio("without", "bare"),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from ..cpu import prepare_cpu
 from ..labels import LabelSpace
 from ..registry import SOURCES, UserError, nearest
 from ..templates import PAPER_FIRST, resolve_templates
@@ -56,8 +57,7 @@ def load_source(
         schemes = [f"{known}:" for known in SOURCES.names()]
         raise UserError(f"unknown source {name!r}; a name is scheme:model; {nearest(scheme + ':', schemes)}")
     device = torch.device(device or "cpu")
-    # Denormal numbers slow an EfficientNet on a CPU by several times and carry nothing.
-    torch.set_flush_denormal(True)
+    prepare_cpu()
     source = SOURCES.get(scheme)(
         model,
         name=name,

@@ -10,7 +10,8 @@ import copy
 import hashlib
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from ..images import Resize
 from ..labels import LabelSpace
 from ..registry import UserError
+from .frozen_norms import FrozenNorms
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # In fp16 the pixels' gradient of a mean loss underflows; a power of two scales it without rounding.
@@ -92,6 +94,8 @@ class Source(nn.Module):
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std).view(3, 1, 1), persistent=False)
         self._fingerprint = fingerprint
+        self._norms = FrozenNorms()
+        self._compiled: Callable[[Tensor], Tensor] | None = None
         if precision != "fp32":
             _ = self.fingerprint  # of the weights as they were loaded
             for module in network.modules():
@@ -124,7 +128,10 @@ class Source(nn.Module):
     def run(self, network: nn.Module, *inputs) -> Tensor:
         """Return ``network(*inputs)`` in float32, computed in the source's precision."""
         if self.precision == "fp32":
-            return network(*inputs).float()
+            # A compiler and an exporter fuse norms by themselves.
+            eager = network is not self._compiled and not torch.compiler.is_compiling()
+            with self._norms if eager and self.mean.device.type == "cpu" else nullcontext():
+                return network(*inputs).float()
         with torch.autocast(self.mean.device.type, DTYPES[self.precision]):
             if self.precision == "fp16":
                 inputs = [
@@ -139,7 +146,21 @@ class Source(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return source logits (B, S) float32 of pixels (B, 3, H, W), the images in [0, 1]."""
-        return self.logits(self.run(self.network, self.normalize(pixels)))
+        return self.logits(self.run(self._compiled or self.network, self.normalize(pixels)))
+
+    def compile_network(self) -> None:
+        """Have ``forward`` use the network compiled (torch.compile) for each size of batch that comes; up to rounding
+        the result is the same. What shares the border of images uses the network itself."""
+        compiled = torch.compile(lambda pixels: self.network(pixels), dynamic=False)
+
+        def network(pixels: Tensor) -> Tensor:
+            try:
+                return compiled(pixels)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+                raise UserError(f"source.compile: {self.name!r} cannot be compiled here: {reason}") from error
+
+        self._compiled = network
 
     def classifier_head(self) -> nn.Linear:
         """Return the last linear layer, the one that makes the logits.
