@@ -11,7 +11,7 @@ _HOMES = {
     "EvalResult": "scores",
     "evaluate": "scores",
     "PromptedClassifier": "model",
-    "build_classifier": "model",
+    "build_classifier": "build",
     "UserError": "registry",
     "Source": "sources",
     "load_source": "sources",

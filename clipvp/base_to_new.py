@@ -7,10 +7,10 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from .build import build_classifier
 from .config import RunConfig
 from .data import Task, load_task
 from .data.batches import Batches
-from .model import build_classifier
 from .progress import Progress
 from .registry import UserError
 from .run import RunFolder

@@ -41,6 +41,10 @@ class HeadSource(Source):
     def __init__(self, source: Source, class_names: Sequence[str], train_network: bool):
         if train_network and source.precision != "fp32":
             raise UserError(f"source.precision: {source.precision} weights do not train; give fp32")
+        if source.is_compiled:
+            raise UserError(
+                "source.compile: true goes with prompts; a linear probe and fine-tuning run uncompiled"
+            )
         super().__init__(
             source.headless_network(),
             LabelSpace(tuple(class_names)),

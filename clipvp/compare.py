@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .config import RunConfig, differences, from_dict, to_dict
+from .config import RunConfig
+from .config_dict import differences, from_dict, to_dict
 from .registry import UserError
 from .run import RESULTS, read_results
 

@@ -5,12 +5,8 @@ No torch here, so that ``--help`` and a refused value cost no more than the inte
 
 from __future__ import annotations
 
-import dataclasses
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from .registry import AUGMENTATIONS, MAPPINGS, PROMPTS, TASKS, UserError, check_choice
 
@@ -46,7 +42,7 @@ class SourceConfig:
         name: ``scheme:model``, see ``clipvp.load_source``.
         canvas: Input size in pixels, a number for a square or [height, width]; the model's own when empty.
         precision: Arithmetic of the frozen part (fp32, bf16, fp16); the prompt and the loss stay in fp32.
-        compile: Compile the network (torch.compile) for passes over whole canvases; a shared border goes before it.
+        compile: Compile the network (torch.compile); of no effect where the border is shared.
         revision: Branch, tag or commit of a hub model.
         local_files_only: Never ask the network, take what the hub cache holds.
     """
@@ -247,7 +243,7 @@ class TrainConfig:
         epochs: Passes over the training images.
         batch_size: Images a step, over all processes and parts.
         gradient_accumulation_steps: Parts in which a process takes its images of a step, for less memory; the step
-            stays the same up to rounding. Runs with equal processes times parts give the same bits.
+            stays the same up to rounding. With a frozen source, equal processes times parts give the same bits.
         augment: What training does to its images, anew each epoch: none, flip, crop_flip (a random part, resized, and
             flip) or trivial (TrivialAugment). Counting passes and scores see the images as they are.
         protocol: val (a validation split selects) or paper (train on all, report the last epoch).
@@ -329,95 +325,3 @@ class RunConfig:
             self.output = (
                 f"runs/{task}-{self.source.name.partition(':')[2].replace('/', '-')}-seed{self.seed}"
             )
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Return a config as nested plain dictionaries, ready for YAML or JSON."""
-    return dataclasses.asdict(config)
-
-
-def settings_of(config: RunConfig) -> dict[str, Any]:
-    """Return what a run records of its config: all but whether it was started or went on."""
-    return {key: value for key, value in to_dict(config).items() if key not in ("resume", "overwrite")}
-
-
-# What says how a run is started, shown and kept, not what it computes.
-_NOT_COMPUTED = (
-    "output",
-    "resume",
-    "overwrite",
-    "data.cache_dir",
-    "source.compile",
-    "prompt.share_border",
-) + tuple(
-    f"train.{name}"
-    for name in ("gradient_accumulation_steps", "progress", "keep", "save_every", "save_minutes", "report_to")
-)
-
-
-def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Return where two configs, as nested dicts, would compute something else: ``key: value, not value``.
-
-    A key that one of them does not know yet has its default there.
-    """
-    defaults = flat(to_dict(RunConfig()))
-    ours, theirs = defaults | flat(one), defaults | flat(other)
-    keys = [
-        key for key in {**ours, **theirs} if key not in _NOT_COMPUTED and ours.get(key) != theirs.get(key)
-    ]
-    return [f"{key}: {ours.get(key)!r}, not {theirs.get(key)!r}" for key in keys]
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested dictionaries as one with dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
-
-
-def from_dict(values: dict[str, Any]) -> RunConfig:
-    """Return the config that ``to_dict`` gave.
-
-    Raises:
-        UserError: An unknown key or section, or a value that is not allowed.
-    """
-    return _fill(RunConfig, values, "")
-
-
-def _fill(kind: type, values: Any, where: str) -> Any:
-    hints = typing.get_type_hints(kind)
-    if not isinstance(values, dict):
-        raise UserError(f"config: {where or 'the whole'} is {values!r}, not a section with keys")
-    given = {}
-    for key, value in values.items():
-        check_choice(f"config, section {where}" if where else "config", key, hints)
-        if dataclasses.is_dataclass(hints[key]):
-            given[key] = _fill(hints[key], value, key)
-        else:
-            try:
-                given[key] = _typed(value, hints[key])
-            except ValueError:
-                path, allowed = f"{where}.{key}".lstrip("."), str(kind.__annotations__[key])
-                raise UserError(f"{path}: {value!r} is not allowed; give {allowed}") from None
-    return kind(**given)
-
-
-def _typed(value: Any, hint: Any) -> Any:
-    """Return a value as its type has it; YAML reads 1e-3 as text, and JSON 1.0 as 1."""
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        for one in inner:
-            try:
-                return _typed(value, one)
-            except ValueError:
-                continue
-    elif origin is list and isinstance(value, (list, tuple)):
-        return [_typed(item, inner[0]) for item in value]
-    elif origin is dict and isinstance(value, dict):
-        return {_typed(key, inner[0]): _typed(item, inner[1]) for key, item in value.items()}
-    elif hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        return float(value)
-    elif isinstance(hint, type) and type(value) is hint:
-        return value
-    raise ValueError(value)

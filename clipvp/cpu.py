@@ -22,11 +22,12 @@ def prepare_cpu() -> None:
 
 
 def keep_freed_memory(keep: bool = True) -> None:
-    """Keep the memory of a freed map for the next one, up to 2 GiB, or give it back to the system as by default.
+    """Keep the memory of a freed map for the next one, or give it back to the system as by default; for the process.
 
     By default every map of 32 MiB and more is taken from the system page by page, zeroed there, and given back: more
-    than half of the time of a pass over 64 images in EfficientNet-Lite0. Kept memory is reused less tightly: the peak
-    of a step rises by up to a quarter. Nothing happens where the C library is not GNU's.
+    than half of the time of a pass over 64 images in EfficientNet-Lite0. Of what is free at the end of the heap 2 GiB
+    are kept. Kept memory is reused less tightly: the peak of a step rises by up to a quarter. Nothing happens where
+    the C library is not GNU's.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:

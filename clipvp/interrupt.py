@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from types import FrameType
 
+_ONE_REQUEST = 1.0  # seconds: a launcher passes on a signal that its processes were sent too
 EXIT_CODE = 75  # "try again later": a launcher that requeues gets the same run back with --resume auto
 
 
@@ -15,7 +17,8 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Whether SIGTERM or SIGINT came, while used as a context. A second one ends the process at once."""
+    """Whether SIGTERM or SIGINT came, while used as a context. One that comes later than a second after the first ends
+    the process at once."""
 
     def __init__(self):
         self.signal: str | None = None
@@ -32,6 +35,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal is None:
+            self.signal, self._since = signal.Signals(number).name, time.monotonic()
+        elif time.monotonic() - self._since > _ONE_REQUEST:
             os._exit(EXIT_CODE)
-        self.signal = signal.Signals(number).name

@@ -15,7 +15,8 @@ from accelerate import Accelerator
 from tabulate import tabulate
 
 from .card import percent
-from .config import RunConfig, settings_of
+from .config import RunConfig
+from .config_dict import settings_of
 from .data import Task
 from .data.batches import Batches
 from .model import PromptedClassifier

@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from .config import RunConfig, settings_of
+from .config import RunConfig
+from .config_dict import settings_of
 from .files import remove_asides, write_json, write_text
 from .registry import UserError
 

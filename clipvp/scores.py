@@ -9,9 +9,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from .assignment import add_counts
 from .data import Task
 from .data.batches import Batches
-from .mappings import add_counts
 from .model import PromptedClassifier
 from .progress import Progress
 from .registry import UserError

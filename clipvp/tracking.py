@@ -11,7 +11,8 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, filter_trackers, get_available_trackers
 
-from .config import RunConfig, flat, to_dict
+from .config import RunConfig
+from .config_dict import flat, to_dict
 from .model import PromptedClassifier
 from .registry import UserError
 from .run import LOGS

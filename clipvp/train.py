@@ -17,7 +17,8 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from .checkpoint import Checkpoints
-from .config import RunConfig, differences, to_dict
+from .config import RunConfig
+from .config_dict import differences, to_dict
 from .data import Task
 from .data.batches import Batches
 from .interrupt import Interrupted, StopRequest

@@ -3,7 +3,7 @@
 The order of the images depends on seed and epoch alone and the learning rate on the step alone, so that a run is
 a function of its config, and a checkpoint between any two steps is enough to go on as if nothing had happened. A
 step's parts are summed in one order, so that runs with as many parts a step, processes times gradient accumulation
-steps, round alike.
+steps, round alike where the source is frozen.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .assignment import count_matrix
 from .config import RunConfig
 from .data.augment import epoch_augmentation
 from .data.batches import Batches, epoch_order
-from .mappings import count_matrix
 from .model import PromptedClassifier
 from .optim import build_optimizer, lr_at
 from .progress import Progress
@@ -89,6 +89,7 @@ class Trainer:
         self.accelerator, self.progress = accelerator, progress
         self.parameters = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
         self.optimizer = build_optimizer(config.optim, self.parameters) if self.parameters else None
+        self.statistics = _moving_statistics(classifier.source.network)
         self.state = State()
         self.best_state: dict[str, Tensor] = {}
         self.steps = -(-len(data["train"]) // config.train.batch_size)
@@ -160,10 +161,10 @@ class Trainer:
         augment: Callable[[Tensor, Tensor], Tensor],
         global_batch: int,
         loss_place: Tensor,
-    ) -> tuple[Tensor, ...]:
+    ) -> list[Tensor]:
         """Return what one part of a step adds to the gradient of each parameter; note its loss, hits and counts."""
         if not len(part):  # a last batch may have fewer images than there are processes and parts
-            return tuple(torch.zeros_like(parameter) for parameter in self.parameters)
+            return [torch.zeros_like(parameter) for parameter in self.parameters]
         images, labels = self.data["train"].take(part, augment)
         source_logits = self.classifier.source_logits(images)
         logits = self.classifier.mapping(source_logits)
@@ -172,24 +173,29 @@ class Trainer:
         self.hits += (logits.argmax(1) == labels).sum()
         self.classifier.mapping.observe(source_logits, labels)
         if not self.parameters:
-            return ()
-        return torch.autograd.grad(
-            loss / global_batch, self.parameters, allow_unused=True, materialize_grads=True
+            return []
+        return list(
+            torch.autograd.grad(
+                loss / global_batch, self.parameters, allow_unused=True, materialize_grads=True
+            )
         )
 
-    def _update(self, gradients: list[tuple[Tensor, ...]], lr: float) -> None:
+    def _update(self, gradients: list[list[Tensor]], lr: float) -> None:
         """Sum the parts' gradients, of all processes and in one order whoever computed them, and take a step."""
         if self.optimizer is None:
             return
-        for parameter, *parts in zip(self.parameters, *gradients, strict=True):
-            parameter.grad = self.accelerator.gather(torch.stack(parts)).sum(0)
+        for parameter in reversed(self.parameters):
+            own = torch.stack([part.pop() for part in gradients])
+            parameter.grad = self.accelerator.gather(own).sum(0)
+        for buffer in self.statistics if self.accelerator.num_processes > 1 else ():
+            buffer.copy_(self.accelerator.reduce(buffer, "mean"))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     def check_finite(self) -> Tensor:
-        """Return the losses (steps,) of the epoch, summed over all images; every process must call it.
+        """Return the loss of each step (steps,), summed over its images; every process must call it.
 
         Raises:
             UserError: A loss, or what trains, is no number.
@@ -280,6 +286,15 @@ class Trainer:
         """Return the whole numbers that each process has a part of."""
         running = getattr(self.classifier.mapping, "running", None)
         return {"sum.hits": self.hits} | ({} if running is None else {"sum.running": running})
+
+
+def _moving_statistics(network: nn.Module) -> list[Tensor]:
+    """Return what batch norms gather where a network trains; those of a frozen one never move."""
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        return []
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    found = [value for norm in norms for value in (norm.running_mean, norm.running_var)]
+    return [value for value in found if value is not None]
 
 
 def _means(losses: Tensor, hits: Tensor, seen: int) -> dict[str, float]:

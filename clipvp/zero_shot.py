@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .mappings import LabelMapping, count_matrix
+from .assignment import count_matrix
+from .mappings import LabelMapping
 from .sources.clip import ClipSource
 
 _BATCH = 1024

@@ -22,7 +22,7 @@ def main() -> None:
 
         from clipvp import fit, load_task
         from clipvp.baselines import head_classifier
-        from clipvp.model import source_from_config, text_label_space
+        from clipvp.build import source_from_config, text_label_space
         from clipvp.report import summary
 
         accelerator = Accelerator()

@@ -28,8 +28,8 @@ def main() -> None:
 
         from clipvp import load_task
         from clipvp.baselines import extract_features, fit_linear_probe, head_classifier
+        from clipvp.build import source_from_config, text_label_space
         from clipvp.data.batches import Batches
-        from clipvp.model import source_from_config, text_label_space
         from clipvp.progress import Clock, Progress
         from clipvp.report import build_results, summary
 

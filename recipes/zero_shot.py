@@ -7,7 +7,8 @@ Leaves zero_shot.json in the output folder.
 """
 
 from clipvp.cli import parse, user_errors
-from clipvp.config import MappingConfig, to_dict
+from clipvp.config import MappingConfig
+from clipvp.config_dict import to_dict
 
 
 def main() -> None:
@@ -21,10 +22,10 @@ def main() -> None:
 
         from clipvp import load_task
         from clipvp.baselines import extract_features
+        from clipvp.build import source_from_config, text_label_space
         from clipvp.data.batches import Batches
         from clipvp.files import write_json
         from clipvp.mappings import build_mapping
-        from clipvp.model import source_from_config, text_label_space
         from clipvp.progress import Progress
         from clipvp.registry import UserError
         from clipvp.report import percent

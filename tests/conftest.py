@@ -186,7 +186,7 @@ def tiny_task():
 
 def small_config(source: str, output: Path, **sections):
     """Return the config of a small run; sections are merged into it."""
-    from clipvp.config import from_dict
+    from clipvp.config_dict import from_dict
 
     values = {
         "source": {"name": source, "canvas": 32},

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from clipvp import UserError, evaluate, fit, load_source
 from clipvp.baselines import extract_features, fit_linear_probe, head_classifier
-from clipvp.config import from_dict
+from clipvp.config_dict import from_dict
 from clipvp.data.batches import Batches, epoch_order
 from clipvp.progress import Progress
 

@@ -13,11 +13,11 @@ from conftest import write_image_folder
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clipvp.assignment import assign_greedy
 from clipvp.benchmark import measure, others
 from clipvp.benchmark.config import BenchmarkConfig
 from clipvp.benchmark.measure import Phases, Times, alternate, peak_memory
 from clipvp.benchmark.textbook import greedy_loop
-from clipvp.mappings import assign_greedy
 from clipvp.registry import UserError
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "benchmark.py"

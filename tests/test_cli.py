@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from clipvp.cli import parse, user_errors
-from clipvp.config import DataConfig, RunConfig, from_dict, to_dict
+from clipvp.config import DataConfig, RunConfig
+from clipvp.config_dict import from_dict, to_dict
 from clipvp.registry import UserError
 from clipvp.run import config_yaml
 

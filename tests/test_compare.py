@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipvp.compare import Cell, finished, grid, markdown, summarise, with_overrides
-from clipvp.config import RunConfig, to_dict
+from clipvp.config import RunConfig
+from clipvp.config_dict import to_dict
 from clipvp.registry import UserError
 
 

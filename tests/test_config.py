@@ -17,10 +17,8 @@ from clipvp.config import (
     RunConfig,
     SourceConfig,
     TrainConfig,
-    differences,
-    from_dict,
-    to_dict,
 )
+from clipvp.config_dict import differences, from_dict, to_dict
 from clipvp.registry import Registry, UserError
 from clipvp.run import config_yaml
 

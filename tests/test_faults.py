@@ -7,7 +7,7 @@ import os
 import pytest
 from conftest import full_disk, left_by, trained
 
-from clipvp import UserError
+from clipvp import UserError, pretrained
 from clipvp.checkpoint import Checkpoints
 from clipvp.cli import user_errors
 from clipvp.files import write_text
@@ -33,7 +33,7 @@ def fill_disk_at(monkeypatch, owner, name: str, time: int) -> None:
         (Checkpoints, "save", 2, "step-00000008.safetensors"),
         (RunFolder, "write_metrics", 2, "metrics.jsonl"),
         (RunFolder, "write_results", 1, "results.json"),
-        ("clipvp.model", "write_artifact", 1, "model.safetensors"),
+        (pretrained, "write_artifact", 1, "model.safetensors"),
     ],
 )
 def test_a_full_disk_loses_nothing_that_was_saved(
@@ -41,8 +41,6 @@ def test_a_full_disk_loses_nothing_that_was_saved(
 ):
     trained(config(output=str(tmp_path / "whole")), tiny_task)
     with monkeypatch.context() as patch:
-        if isinstance(owner, str):
-            import clipvp.model as owner
         fill_disk_at(patch, owner, name, time)
         with pytest.raises(SystemExit) as stopped, user_errors():
             trained(config(), tiny_task)

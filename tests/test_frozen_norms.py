@@ -70,8 +70,8 @@ def test_a_source_on_a_cpu_computes_no_norm(name, request):
     with Norms() as norms:
         found = with_gradient(source, pixels)
         shared, region = torch.rand(1, 3, 32, 32), torch.rand(2, 3, 8, 8)
-        source.run(PairNetwork(source.network), shared, region, (12, 12, 20, 20))
-    assert norms.count == 0
+        sharing = source.run(PairNetwork(source.network), shared, region, (12, 12, 20, 20))
+    assert norms.count == 0 and sharing.shape == found[0].shape
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -88,6 +88,24 @@ def test_what_the_norm_is_made_of_may_change():
             norm(values),
             F.batch_norm(values, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=0.5),
         )
+
+
+def test_statistics_that_moved_are_followed():
+    norm, norms, values = nn.BatchNorm2d(3, affine=False), FrozenNorms(), torch.randn(9, 3, 2, 2) + 3
+    for train in (False, True, False):
+        norm.train(train)
+        with norms:
+            found = norm(values)
+        if not train:
+            torch.testing.assert_close(found, norm(values), rtol=1e-5, atol=1e-5)
+
+
+def test_a_network_made_in_inference_mode_is_left_to_torch():
+    with torch.inference_mode():
+        norm = settled(nn.BatchNorm2d(3))
+    with Norms() as norms, FrozenNorms(), torch.inference_mode():
+        norm(torch.randn(2, 3, 2, 2))
+    assert norms.count == 1
 
 
 def test_a_pass_in_inference_mode_leaves_nothing_that_breaks_training():

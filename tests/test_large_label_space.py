@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(
 # Peak memory is a process's, so the measured part runs in one of its own.
 MEASURE = """
 import json, sys, time, torch
-from clipvp.mappings import assign_greedy, assign_within, count_matrix
+from clipvp.assignment import assign_greedy, assign_within, count_matrix
 
 torch.set_num_threads(1)
 templates, num_classes, num_images, batch = map(int, sys.argv[1:])

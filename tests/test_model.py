@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-import clipvp.model
+import clipvp.pretrained
 from clipvp import PromptedClassifier, UserError, build_classifier, load_source
-from clipvp.config import from_dict
+from clipvp.config_dict import from_dict
 from clipvp.images import ImageError, to_rgb
 from clipvp.mappings import RandomMapping
 from clipvp.prompts import PaddingPrompt
@@ -69,7 +69,7 @@ def one_source(tiny_timm, monkeypatch):
             raise UserError(f"another source: {name!r} at {canvas}")
         return source
 
-    monkeypatch.setattr(clipvp.model, "load_source", load)
+    monkeypatch.setattr(clipvp.pretrained, "load_source", load)
 
 
 # What it computes

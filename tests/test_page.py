@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipvp import RunConfig, UserError
-from clipvp.config import to_dict
+from clipvp.config_dict import to_dict
 from clipvp.page import write_page
 from clipvp.page.curves import curves_svg, nice_ticks, whole_ticks
 from clipvp.page.runs import differing, read_runs

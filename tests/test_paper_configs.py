@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from clipvp.cli import parse
-from clipvp.config import flat, to_dict
+from clipvp.config_dict import flat, to_dict
 from clipvp.registry import TASKS
 
 PAPER = Path(__file__).parents[1] / "recipes" / "configs" / "paper"

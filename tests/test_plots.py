@@ -18,8 +18,9 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from clipvp import plots
+from clipvp.assignment import assign_greedy
 from clipvp.labels import LabelSpace
-from clipvp.mappings import FrequencyMapping, assign_greedy
+from clipvp.mappings import FrequencyMapping
 from clipvp.plots.base import shorten, wrap, writing
 from clipvp.prompts import BorderPrompt, FullPrompt, NoPrompt, PaddingPrompt, PatchPrompt
 from clipvp.registry import UserError

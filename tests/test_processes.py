@@ -298,3 +298,34 @@ accelerator.end_training()
     mine = f"{rank} OSError [Errno 28] No space left on device: 'a.json'"
     other = f"{1 - rank} UserError process {rank} failed: [Errno 28] No space left on device: 'a.json'"
     assert sorted(out.splitlines()) == sorted([mine, other])
+
+
+@pytest.mark.slow
+def test_processes_that_finetune_hold_one_network(images, tiny_timm, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+from accelerate import Accelerator
+from clipvp import fit, load_source, load_task
+from clipvp.baselines import head_classifier
+from clipvp.config_dict import from_dict
+
+accelerator = Accelerator()
+config = from_dict({{
+    "data": {{"name": {str(images)!r}}}, "optim": {{"lr": 0.01}}, "output": {str(tmp_path / "run")!r},
+    "train": {{"epochs": 2, "batch_size": 16, "progress": False}},
+}})
+task = load_task(config.data, seed=0)
+classifier = head_classifier(load_source({tiny_timm!r}, canvas=32), task.class_names, train_network=True)
+before = classifier.source.network.state_dict()["bn1.running_mean"].clone()
+fit(classifier, task, config, accelerator)
+state = classifier.source.state_dict()
+assert not before.equal(state["bn1.running_mean"])
+values = [value for value in state.values() if value.is_floating_point()]
+every = [accelerator.gather(value[None]) for value in values]
+print(max(float((each - each[0]).abs().max()) for each in every), flush=True)
+accelerator.end_training()
+""")
+    [running] = launchers(2, 1, [], script)
+    out, said = running.communicate(timeout=120)
+    assert running.returncode == 0, said
+    assert out.splitlines().count("0.0") == 2

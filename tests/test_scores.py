@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipvp import Task, UserError, build_classifier, evaluate
-from clipvp.config import from_dict
+from clipvp.config_dict import from_dict
 from clipvp.scores import Scores
 
 NAMES = ["red thing", "green thing", "blue thing"]

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipvp import UserError
+from clipvp.build import text_label_space
 from clipvp.config import MappingConfig
 from clipvp.labels import LabelSpace
-from clipvp.model import text_label_space
 from clipvp.templates import (
     PAPER_FIRST,
     clean_class_name,

@@ -7,7 +7,8 @@ import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from clipvp import RunConfig, UserError, build_classifier, fit
-from clipvp.config import TRACKERS, from_dict
+from clipvp.config import TRACKERS
+from clipvp.config_dict import from_dict
 from clipvp.tracking import check_trackers
 
 

@@ -12,10 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from clipvp import PromptedClassifier, Task, UserError, build_classifier, evaluate, fit, load_task
+from clipvp.assignment import assign_greedy
 from clipvp.checkpoint import Checkpoints
-from clipvp.config import DataConfig, from_dict
+from clipvp.config import DataConfig
+from clipvp.config_dict import from_dict
 from clipvp.data.batches import Batches
-from clipvp.mappings import RandomMapping, assign_greedy
+from clipvp.mappings import RandomMapping
 from clipvp.prompts import FullPrompt
 from clipvp.run import config_yaml, read_results
 from clipvp.trainer import Trainer

@@ -12,8 +12,9 @@ from PIL import Image
 from torch.nn import functional as F
 
 from clipvp import UserError, load_source
+from clipvp.assignment import assign_greedy, assign_within
 from clipvp.config import MappingConfig
-from clipvp.mappings import assign_greedy, assign_within, build_mapping
+from clipvp.mappings import build_mapping
 from clipvp.zero_shot import ZeroShot, best_template
 
 CLASSES = ["red thing", "green thing", "blue thing"]

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from ..assignment import assign_greedy
+from ..build import source_from_config, text_label_space
 from ..config import MappingConfig, SourceConfig
+from ..cpu import keep_freed_memory
 from ..data.batches import Batches
-from ..mappings import assign_greedy
-from ..model import source_from_config, text_label_space
 from .measure import alternate
 from .setting import Setting
 from .textbook import Files, greedy_loop
@@ -76,6 +77,7 @@ def measure_text(setting: Setting) -> dict[str, Any]:
         try:
             source_from_config(SourceConfig(name, config.canvas), lambda: labels, setting.device)
         finally:
+            keep_freed_memory(config.keep_memory)  # loading a source keeps it
             del os.environ["CLIPVP_CACHE"]
             if before is not None:
                 os.environ["CLIPVP_CACHE"] = before

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from ..build import source_from_config, text_label_space
 from ..config import (
     DataConfig,
     MappingConfig,
@@ -26,7 +27,7 @@ from ..data import Task, load_task
 from ..data.batches import Batches
 from ..data.sets import ImageTensors
 from ..mappings import build_mapping
-from ..model import PromptedClassifier, source_from_config, text_label_space
+from ..model import PromptedClassifier
 from ..progress import Progress
 from ..prompts import build_prompt
 from ..registry import UserError
@@ -48,6 +49,7 @@ class Setting:
     def __init__(self, config: BenchmarkConfig):
         # As loading a source does, but before the first thread that computes.
         prepare_cpu()
+        keep_freed_memory(config.keep_memory)
         self.config = config
         self.accelerator = Accelerator(cpu=config.device == "cpu")
         if self.accelerator.num_processes > 1:

@@ -61,7 +61,7 @@ class Batches:
             images = augment(images, indices)
         return images.to(torch.float32).div_(255), labels
 
-    # Rounding depends on what is computed together, so batches are cut the same way for any number of processes.
+    # Rounding depends on what is computed together, so what is cut follows a rule that knows no process.
 
     def share(self, batch: Tensor, parts: int = 1) -> tuple[Tensor, ...]:
         """Return this process's parts of a global batch.
@@ -76,7 +76,8 @@ class Batches:
     def turns(self, batch_size: int) -> list[Tensor]:
         """Return the indices of this process's batches of a pass over all images, each image once over all processes.
 
-        The batches of all processes together are the same for any number of them.
+        The batches of all processes together are the same for any number of them; so where there are fewer batches
+        than processes, some have nothing to do.
         """
         batches = torch.arange(len(self)).split(batch_size)
         mine = torch.arange(len(batches)).tensor_split(self.world)[self.rank]

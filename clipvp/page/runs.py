@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import differences
+from ..config_dict import differences
 from ..registry import UserError
 from ..run import METRICS, PLOTS, read_results
 

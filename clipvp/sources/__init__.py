@@ -57,7 +57,8 @@ def load_source(
         schemes = [f"{known}:" for known in SOURCES.names()]
         raise UserError(f"unknown source {name!r}; a name is scheme:model; {nearest(scheme + ':', schemes)}")
     device = torch.device(device or "cpu")
-    prepare_cpu()
+    if device.type == "cpu":
+        prepare_cpu()
     source = SOURCES.get(scheme)(
         model,
         name=name,

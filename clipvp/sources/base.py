@@ -102,6 +102,13 @@ class Source(nn.Module):
                 if isinstance(module, (nn.Linear, nn.Conv2d)):
                     module.to(DTYPES[precision])
 
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_compiled": None}
+
+    @property
+    def is_compiled(self) -> bool:
+        return self._compiled is not None
+
     @property
     def canvas(self) -> tuple[int, int]:
         return self.preprocessing.resize.size
@@ -149,8 +156,9 @@ class Source(nn.Module):
         return self.logits(self.run(self._compiled or self.network, self.normalize(pixels)))
 
     def compile_network(self) -> None:
-        """Have ``forward`` use the network compiled (torch.compile) for each size of batch that comes; up to rounding
-        the result is the same. What shares the border of images uses the network itself."""
+        """Have ``forward`` use the network compiled (torch.compile), for each of the few sizes of batch that a run has;
+        up to rounding the result is the same. What shares the border of images uses the network itself, and so does a
+        copy of this source."""
         compiled = torch.compile(lambda pixels: self.network(pixels), dynamic=False)
 
         def network(pixels: Tensor) -> Tensor:
@@ -186,7 +194,7 @@ class Source(nn.Module):
             lambda module, inputs: seen.append(inputs[0])
         )
         try:
-            self(pixels)
+            self.run(self.network, self.normalize(pixels))
         finally:
             handle.remove()
         return seen[-1].float()
