@@ -21,10 +21,10 @@ What was tried, beside sharing the border and `mapping.statistics: running`, whi
         predicted: a step of 64 images in EfficientNet-Lite0 a third faster, by the share of page faults in its time
         measured:  2.4 times as fast with sharing off, ResNet-18 1.4 times, shared steps 1.2 times; peak memory up to
                    a quarter higher; the same bits; kept
-    frozen batch norms as one multiplication and one addition, on CPUs
+    frozen batch norms as one multiplication and one addition, with gradients on CPUs
         predicted: -25 % for a step of EfficientNet-Lite0, where the gradient of its norms took a third
-        measured:  -12 to -16 % with and without sharing, ResNet-18 -2 to -4 %; and since the input of a norm is not
-                   needed for its gradient, -25 and -32 % of peak memory with sharing off; up to rounding; kept
+        measured:  -12 to -30 % with and without sharing, ResNet-18 -2 to -4 %; their input is not needed for the
+                   gradient, -25 and -32 % of peak memory with sharing off; up to rounding; kept
     frozen batch norms folded into the convolutions before them
         predicted: -20 % for EfficientNet-Lite0, -8 % for ResNet-18
         measured:  -19 to -28 % and -3 to -6 %; dropped, since which convolution comes before a norm is known of some
