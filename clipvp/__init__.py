@@ -5,18 +5,18 @@ from __future__ import annotations
 from importlib import import_module
 
 _HOMES = {
-    "RunConfig": "config",
-    "Task": "data",
-    "load_task": "data",
-    "EvalResult": "scores",
-    "evaluate": "scores",
+    "RunConfig": "config.schema",
+    "Task": "data.task",
+    "load_task": "data.task",
+    "EvalResult": "scoring.scores",
+    "evaluate": "scoring.scores",
     "PromptedClassifier": "model",
     "build_classifier": "build",
     "UserError": "registry",
-    "Source": "sources",
-    "load_source": "sources",
-    "FitResult": "train",
-    "fit": "train",
+    "Source": "sources.base",
+    "load_source": "sources.load",
+    "FitResult": "training.fit",
+    "fit": "training.fit",
 }
 __all__ = sorted(_HOMES)
 __version__ = "0.1.0"

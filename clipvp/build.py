@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from .config import MappingConfig, RunConfig, SourceConfig
-from .labels import LabelSpace
-from .mappings import build_mapping
+from .config.schema import MappingConfig, RunConfig, SourceConfig
+from .labels.space import LabelSpace
+from .labels.templates import PAPER_FIRST, resolve_templates, text_class_names
+from .mappings.base import build_mapping
 from .model import PromptedClassifier
-from .prompts import build_prompt
+from .prompts.base import build_prompt
 from .registry import UserError
-from .sources import Source, load_source
-from .templates import PAPER_FIRST, resolve_templates, text_class_names
+from .sources.base import Source
+from .sources.load import load_source
 
 
 def source_from_config(

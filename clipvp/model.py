@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .artifact.save import SavedPrompt, artifact_tensors
 from .images import Resize, to_rgb
-from .mappings import LabelMapping
-from .pretrained import SavedPrompt, artifact_tensors
-from .prompts import VisualPrompt
+from .mappings.base import LabelMapping
+from .prompts.base import VisualPrompt
 from .sharing import PairNetwork
 from .sharing.network import Held
-from .sources import Source
+from .sources.base import Source
 
 
 class PromptedClassifier(nn.Module, SavedPrompt):

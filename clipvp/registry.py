@@ -76,28 +76,28 @@ class Registry:
 PROMPTS = Registry(
     "prompt",
     {
-        "padding": "clipvp.prompts:PaddingPrompt",
-        "border": "clipvp.prompts:BorderPrompt",
-        "patch": "clipvp.prompts:PatchPrompt",
-        "full": "clipvp.prompts:FullPrompt",
-        "none": "clipvp.prompts:NoPrompt",
+        "padding": "clipvp.prompts.base:PaddingPrompt",
+        "border": "clipvp.prompts.base:BorderPrompt",
+        "patch": "clipvp.prompts.base:PatchPrompt",
+        "full": "clipvp.prompts.base:FullPrompt",
+        "none": "clipvp.prompts.base:NoPrompt",
     },
 )
 MAPPINGS = Registry(
     "mapping",
     {
-        "random": "clipvp.mappings:RandomMapping",
-        "frequency": "clipvp.mappings:FrequencyMapping",
-        "identity": "clipvp.mappings:IdentityMapping",
+        "random": "clipvp.mappings.base:RandomMapping",
+        "frequency": "clipvp.mappings.base:FrequencyMapping",
+        "identity": "clipvp.mappings.base:IdentityMapping",
     },
 )
 AUGMENTATIONS = Registry(
     "augmentation",
     {
-        "none": "clipvp.data.augment:none",
-        "flip": "clipvp.data.augment:flip",
-        "crop_flip": "clipvp.data.augment:crop_flip",
-        "trivial": "clipvp.data.trivial:trivial",
+        "none": "clipvp.data.augment.basic:none",
+        "flip": "clipvp.data.augment.basic:flip",
+        "crop_flip": "clipvp.data.augment.basic:crop_flip",
+        "trivial": "clipvp.data.augment.trivial:trivial",
     },
 )
 SOURCES = Registry(
@@ -112,16 +112,16 @@ SOURCES = Registry(
 TASKS = Registry(
     "task",
     {
-        "digits": "clipvp.data.embedded:load_digits",
-        "mnist5k": "clipvp.data.embedded:load_mnist5k",
-        "abide": "clipvp.data.abide:load_abide",
+        "digits": "clipvp.data.loaders.embedded:load_digits",
+        "mnist5k": "clipvp.data.loaders.embedded:load_mnist5k",
+        "abide": "clipvp.data.loaders.abide:load_abide",
         **dict.fromkeys(
-            (  # those of clipvp.tasks
+            (  # those of clipvp.data.catalog
                 *("flowers102", "dtd", "ucf101", "food101", "gtsrb", "eurosat", "oxfordpets", "stanfordcars"),
                 *("sun397", "cifar10", "cifar100", "svhn", "caltech101", "fgvc_aircraft", "resisc45"),
                 *("imagenet", "imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r"),
             ),
-            "clipvp.data.registered:load_registered",
+            "clipvp.data.loaders.registered:load_registered",
         ),
     },
 )

@@ -7,21 +7,21 @@ base_to_new. The prompt sees no image of a new class; a mapping by frequency cou
 classes, mapping.kind: identity (a CLIP with one template) needs none.
 """
 
-from clipvp.cli import parse, user_errors
+from clipvp.config.parse import parse, user_errors
 
 
 def main() -> None:
     config, _ = parse(__doc__)
     with user_errors():
-        from clipvp.run import check_output
+        from clipvp.results.folder import check_output
 
         check_output(config)
 
         from accelerate import Accelerator
         from tabulate import tabulate
 
-        from clipvp.base_to_new import fit_base_to_new
-        from clipvp.card import percent
+        from clipvp.artifact.card import percent
+        from clipvp.training.base_to_new import fit_base_to_new
 
         accelerator = Accelerator()
         found = fit_base_to_new(config, accelerator)

@@ -40,8 +40,9 @@ What was tried, beside sharing the border and `mapping.statistics: running`, whi
 import re
 import sys
 
-from clipvp.benchmark.config import BenchmarkConfig
-from clipvp.cli import parse, user_errors
+from benchmark.config import BenchmarkConfig
+
+from clipvp.config.parse import parse, user_errors
 
 
 def main() -> None:
@@ -51,7 +52,7 @@ def main() -> None:
     ]
     config, _ = parse(__doc__, BenchmarkConfig, arguments)
     with user_errors():
-        from clipvp.benchmark.run import run_benchmark
+        from benchmark.run import run_benchmark
 
         run_benchmark(config)
 

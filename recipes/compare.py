@@ -11,9 +11,9 @@ compare.md beside them.
 from pathlib import Path
 from typing import Any
 
-from clipvp.cli import parse, user_errors
-from clipvp.compare import finished, grid, markdown, summarise, with_overrides
+from clipvp.config.parse import parse, user_errors
 from clipvp.registry import check_choice
+from clipvp.results.compare import finished, grid, markdown, summarise, with_overrides
 
 METHODS = Path(__file__).parent / "configs" / "methods"
 

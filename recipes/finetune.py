@@ -6,7 +6,7 @@ The sections prompt and mapping are not used. Defaults are the paper's: Adam 1e-
 per epoch. Images, in training and in testing, are only resized and cropped as the model's own preprocessing does.
 """
 
-from clipvp.cli import parse, user_errors
+from clipvp.config.parse import parse, user_errors
 
 PAPER = {"optim.lr": 1e-4, "optim.weight_decay": 5e-4, "optim.schedule": "cosine_epoch"}
 
@@ -14,16 +14,16 @@ PAPER = {"optim.lr": 1e-4, "optim.weight_decay": 5e-4, "optim.schedule": "cosine
 def main() -> None:
     config, _ = parse(__doc__, defaults={**PAPER, "output": "runs/finetune"})
     with user_errors():
-        from clipvp.run import check_output
+        from clipvp.results.folder import check_output
 
         check_output(config)
 
         from accelerate import Accelerator
 
         from clipvp import fit, load_task
-        from clipvp.baselines import head_classifier
         from clipvp.build import source_from_config, text_label_space
-        from clipvp.report import summary
+        from clipvp.results.record import summary
+        from clipvp.training.baselines import head_classifier
 
         accelerator = Accelerator()
         task = load_task(config.data, seed=config.seed, protocol=config.train.protocol)

@@ -5,7 +5,7 @@
 The sections prompt and mapping are not used. Defaults are the paper's: Adam 0.1 on the head, 200 epochs.
 """
 
-from clipvp.cli import parse, user_errors
+from clipvp.config.parse import parse, user_errors
 
 PAPER = {"optim.lr": 0.1, "train.epochs": 200}
 
@@ -14,7 +14,7 @@ def main() -> None:
     config, _ = parse(__doc__, defaults={**PAPER, "output": "runs/linear_probe"})
     with user_errors():
         from clipvp.registry import UserError
-        from clipvp.run import RunFolder
+        from clipvp.results.folder import RunFolder
 
         if config.train.augment != "none":
             raise UserError(
@@ -27,11 +27,11 @@ def main() -> None:
         from accelerate import Accelerator
 
         from clipvp import load_task
-        from clipvp.baselines import extract_features, fit_linear_probe, head_classifier
         from clipvp.build import source_from_config, text_label_space
         from clipvp.data.batches import Batches
         from clipvp.progress import Clock, Progress
-        from clipvp.report import build_results, summary
+        from clipvp.results.record import build_results, summary
+        from clipvp.training.baselines import extract_features, fit_linear_probe, head_classifier
 
         accelerator, clock, progress = Accelerator(), Clock(), Progress(config.train.progress)
         if accelerator.num_processes > 1:

@@ -5,21 +5,21 @@
 `--print_config` shows the config that results, `--help` every key.
 """
 
-from clipvp.cli import parse, user_errors
+from clipvp.config.parse import parse, user_errors
 
 
 def main() -> None:
     config, _ = parse(__doc__)
     with user_errors():
-        from clipvp.run import check_output
+        from clipvp.results.folder import check_output
 
         check_output(config)
 
         from accelerate import Accelerator
 
         from clipvp import build_classifier, fit, load_task
-        from clipvp.pictures import save_pictures
-        from clipvp.report import summary
+        from clipvp.artifact.pictures import save_pictures
+        from clipvp.results.record import summary
 
         accelerator = Accelerator()
         task = load_task(config.data, seed=config.seed, protocol=config.train.protocol)

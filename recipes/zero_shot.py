@@ -6,9 +6,9 @@ Every figure comes from one pass over the images. The section prompt is not used
 Leaves zero_shot.json in the output folder.
 """
 
-from clipvp.cli import parse, user_errors
-from clipvp.config import MappingConfig
-from clipvp.config_dict import to_dict
+from clipvp.config.parse import parse, user_errors
+from clipvp.config.schema import MappingConfig
+from clipvp.config.values import to_dict
 
 
 def main() -> None:
@@ -21,15 +21,15 @@ def main() -> None:
         from tabulate import tabulate
 
         from clipvp import load_task
-        from clipvp.baselines import extract_features
         from clipvp.build import source_from_config, text_label_space
         from clipvp.data.batches import Batches
         from clipvp.files import write_json
-        from clipvp.mappings import build_mapping
+        from clipvp.mappings.base import build_mapping
         from clipvp.progress import Progress
         from clipvp.registry import UserError
-        from clipvp.report import percent
-        from clipvp.zero_shot import ZeroShot, best_template
+        from clipvp.results.record import percent
+        from clipvp.scoring.zero_shot import ZeroShot, best_template
+        from clipvp.training.baselines import extract_features
 
         accelerator = Accelerator()
         if accelerator.num_processes > 1:

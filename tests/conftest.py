@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import resource
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,8 @@ import torch
 from hypothesis import settings
 
 from clipvp.cpu import keep_freed_memory
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))  # the package of recipes/benchmark.py
 
 settings.register_profile("default", deadline=None)
 settings.register_profile("many", deadline=None, max_examples=1000)
@@ -135,7 +138,7 @@ def photo(height: int, width: int, seed: int = 0):
 def closed_source(network, num_labels: int, canvas=(4, 4), precision: str = "fp32"):
     """Return a source around any network from normalised pixels to logits."""
     from clipvp.images import Resize
-    from clipvp.labels import LabelSpace
+    from clipvp.labels.space import LabelSpace
     from clipvp.sources.base import Preprocessing, Source
 
     labels = LabelSpace(tuple(f"label {i}" for i in range(num_labels)))
@@ -186,7 +189,7 @@ def tiny_task():
 
 def small_config(source: str, output: Path, **sections):
     """Return the config of a small run; sections are merged into it."""
-    from clipvp.config_dict import from_dict
+    from clipvp.config.values import from_dict
 
     values = {
         "source": {"name": source, "canvas": 32},

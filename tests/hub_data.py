@@ -18,7 +18,7 @@ from PIL import Image
 NAMES = {
     task: names.split(", ")
     for task, names in json.loads(
-        (Path(__file__).parent / "data" / "hub_class_names.json").read_text()
+        (Path(__file__).parent / "files" / "hub_class_names.json").read_text()
     ).items()
 }
 CORRUPTIONS = [

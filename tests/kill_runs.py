@@ -13,7 +13,7 @@ import sys
 import time
 
 from clipvp import build_classifier, fit, load_task
-from clipvp.cli import parse
+from clipvp.config.parse import parse
 from clipvp.progress import Clock
 
 PHASES = ["data", "counting", "training", "validating", "saving", "testing"]

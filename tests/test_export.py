@@ -9,8 +9,8 @@ from conftest import photo
 
 from clipvp import PromptedClassifier, UserError, load_source
 from clipvp.export import export_onnx
-from clipvp.mappings import RandomMapping
-from clipvp.prompts import BorderPrompt, PaddingPrompt
+from clipvp.mappings.base import RandomMapping
+from clipvp.prompts.base import BorderPrompt, PaddingPrompt
 
 NAMES = ["red cat", "grün", "ship"]
 

@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipvp import PromptedClassifier, UserError, build_classifier
-from clipvp.cli import parse
+from clipvp.artifact.format import read_artifact
+from clipvp.config.parse import parse
 from clipvp.data.batches import Batches
 from clipvp.files import load_state
-from clipvp.hub import read_artifact
 from clipvp.progress import Progress
-from clipvp.trainer import Trainer
+from clipvp.training.step import Trainer
 
 QUICKSTART = (Path(__file__).parents[1] / "recipes" / "configs" / "quickstart.yaml").read_bytes()
 ODD = [

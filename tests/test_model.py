@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-import clipvp.pretrained
+import clipvp.artifact.save
 from clipvp import PromptedClassifier, UserError, build_classifier, load_source
-from clipvp.config_dict import from_dict
+from clipvp.config.values import from_dict
 from clipvp.images import ImageError, to_rgb
-from clipvp.mappings import RandomMapping
-from clipvp.prompts import PaddingPrompt
+from clipvp.mappings.base import RandomMapping
+from clipvp.prompts.base import PaddingPrompt
 
 NAMES = ["red thing", "Grün", "青"]
 PROMPTS = {

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from ..config import DataConfig
+from ..config.schema import DataConfig
 from ..images import Resize
 from ..registry import TASKS, UserError, check_choice, nearest
-from ..tasks import TASK_TABLE
-from .coop import is_coop, load_coop
-from .pairs import from_pairs
-from .raw import RawTask, name_few
+from .catalog import TASK_TABLE
+from .loaders.coop import is_coop, load_coop
+from .loaders.pairs import from_pairs
+from .loaders.raw import RawTask, name_few
 from .sets import ImageSet, ImageTensors
 from .splits import MAX_TEST, VAL, carve_test, choose_shots, choose_stratified, choose_train
 
@@ -40,7 +40,7 @@ class Task:
         info: Where it came from and how it was split, ready for JSON.
         cache_dir: Folder of decoded images; the user's cache folder when empty.
         on_error: What an unreadable image does: raise or skip.
-        empty: Where its images hold nothing, by a name in ``clipvp.prompts.EMPTY``.
+        empty: Where its images hold nothing, by a name in ``clipvp.prompts.base.EMPTY``.
     """
 
     name: str
@@ -123,7 +123,7 @@ class Task:
         names = None if class_names is None else list(class_names)
         library = sys.modules.get("datasets")  # who has made one has imported it
         if library and all(isinstance(data, library.Dataset) for data in splits.values()):
-            from .table import from_datasets
+            from .loaders.table import from_datasets
 
             config = replace(config, **{f"{role}_split": role for role in splits})
             raw = from_datasets(splits, config, name=name, class_names=names)
@@ -163,13 +163,13 @@ def _load_raw(config: DataConfig) -> RawTask:
     if path.is_dir() and is_coop(path):
         return load_coop(path)
     if path.is_dir() and next(path.rglob("*.parquet"), None) is None:
-        from .folder import load_folder
+        from .loaders.folder import load_folder
 
         return load_folder(config)
     if path.is_file() and path.suffix not in (".parquet", ".csv"):
         raise UserError(f"data.name: {config.name} is no task; give a .parquet or .csv file, or a folder")
     if path.exists() or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", config.name):
-        from .table import load_table
+        from .loaders.table import load_table
 
         return load_table(config)
     if "/" in config.name or path.is_absolute():

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..images import Resize
-from ..labels import LabelSpace
+from ..labels.space import LabelSpace
 from ..registry import UserError
 from .frozen_norms import FrozenNorms
 

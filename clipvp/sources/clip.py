@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..labels import LabelSpace
+from ..labels.space import LabelSpace
 from ..registry import UserError
 from .base import Preprocessing, Source, weights_fingerprint
 from .text import text_embeddings

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..labels import LabelSpace, unique_names
+from ..labels.space import LabelSpace, unique_names
 from ..registry import UserError, nearest
 from .base import Source
 from .hub import hub_access

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..labels import LabelSpace, unique_names
+from ..labels.space import LabelSpace, unique_names
 from ..registry import UserError
 from .base import Source
 from .clip import ClipParts, ClipSource, ImageTower, clip_source

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..images import Resize
-from ..labels import LabelSpace
+from ..labels.space import LabelSpace
 from ..registry import UserError, nearest
 from .base import Preprocessing, Source, weights_fingerprint
 from .clip import ClipParts, clip_source

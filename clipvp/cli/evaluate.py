@@ -1,0 +1,70 @@
+"""A saved prompt scored on a split of a task, as a table on the terminal: one process or many."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..config.schema import DataConfig
+from ..registry import UserError, check_choice
+
+
+@dataclass
+class EvaluateConfig:
+    """What to score on what.
+
+    Args:
+        prompt: Folder or hub id of the saved prompt.
+        source: Name of the source model, where it is another one here.
+        data: The task; its class names must be the prompt's.
+        split: train, val or test.
+        batch_size: Images at a time, a process.
+        precision: Arithmetic of the frozen part (fp32, bf16, fp16).
+        seed: The seed of a carved validation split or of a few-shot choice.
+        json: File to write the scores to.
+    """
+
+    prompt: str = ""
+    source: str | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    split: str = "test"
+    batch_size: int = 128
+    precision: str = "fp32"
+    seed: int = 0
+    json: str | None = None
+
+    def __post_init__(self):
+        check_choice("split", self.split, ["train", "val", "test"])
+        check_choice("precision", self.precision, ["fp32", "bf16", "fp16"])
+        if not self.prompt:
+            raise UserError(
+                "--prompt is empty; give the folder of a saved prompt, such as runs/quickstart/prompt"
+            )
+
+
+def score_prompt(config: EvaluateConfig) -> None:
+    """Score and print the accuracy of each class and of all; write them to ``config.json`` if it names a file."""
+    from accelerate import Accelerator
+    from tabulate import tabulate
+
+    from ..artifact.card import percent
+    from ..data.task import load_task
+    from ..files import write_json
+    from ..model import PromptedClassifier
+    from ..scoring.scores import evaluate
+
+    accelerator = Accelerator()
+    classifier = PromptedClassifier.from_pretrained(
+        config.prompt, source=config.source, precision=config.precision, device=accelerator.device
+    )
+    task = load_task(config.data, seed=config.seed)
+    result = evaluate(classifier, task, config.split, batch_size=config.batch_size, accelerator=accelerator)
+    scores = result.to_dict()
+    rows = [[name, percent(share)] for name, share in zip(task.class_names, result.per_class(), strict=True)]
+    rows += [["", ""], ["top-1", percent(scores["acc1"])], ["top-5", percent(scores["acc5"])]]
+    rows += [["mean per-class recall", percent(scores["mean_per_class_recall"])], ["images", scores["n"]]]
+    accelerator.print(
+        tabulate(rows, headers=[f"{task.name}, {config.split}", "accuracy"], disable_numparse=True)
+    )
+    if config.json and accelerator.is_main_process:
+        write_json(Path(config.json), {"task": task.name, "split": config.split, **scores})

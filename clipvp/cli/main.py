@@ -1,0 +1,99 @@
+"""The console script ``clipvp``: the verbs that need no launcher.
+
+Each verb imports what it needs when it is called, so that ``--help`` and a mistyped word cost nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+from ..config.parse import fail, parse, user_errors
+
+_EVALUATE = "evaluate"  # its options are the data section's, read as the recipes read theirs
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaint is one line."""
+
+    def error(self, message: str):
+        fail(f"{message}; see {self.prog} --help")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="clipvp", description="Use and look at visual prompts.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"clipvp {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    def verb(name: str, help: str, prompt: bool = True, loads: bool = False) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=help, description=help, allow_abbrev=False)
+        if prompt:
+            sub.add_argument("prompt", metavar="PROMPT", help="folder or hub id of a saved prompt")
+            sub.add_argument("--revision", help="branch, tag or commit of the prompt on the hub")
+            sub.add_argument("--local_files_only", action="store_true", help="never ask the network")
+        if loads:
+            sub.add_argument("--source", help="name of the source model, where it is another one here")
+        return sub
+
+    predict = verb("predict", "Classify images.", loads=True)
+    predict.add_argument("images", metavar="IMAGE", nargs="+", help="files")
+    predict.add_argument("--top_k", type=_positive, default=3, help="classes shown for each image (3)")
+    predict.add_argument("--batch_size", type=_positive, default=64, help="images at a time (64)")
+    predict.add_argument("--device", default="cpu", help="cpu, cuda, ... (cpu)")
+    predict.add_argument("--json", action="store_true", help="print JSON")
+    show = verb("show", "Say what a saved prompt is.")
+    show.add_argument("--json", action="store_true", help="print its whole config as JSON")
+    mapping = verb("map", "Print which source label each class takes.")
+    mapping.add_argument("--json", action="store_true", help="print JSON")
+    names = verb("list", "List what can be named in a config.", prompt=False)
+    names.add_argument("what", choices=["sources", "tasks", "templates", "prompts", "mappings"])
+    verbs.add_parser(_EVALUATE, help="Score a prompt on a task: PROMPT --data.name NAME; see its --help.")
+    cache = verb("cache", "List or remove the decoded images on disk.", prompt=False)
+    cache.add_argument("--list", dest="shown", action="store_true", help="list them (unless --clear)")
+    cache.add_argument("--clear", action="store_true", help="remove them; they are decoded anew when needed")
+    cache.add_argument(
+        "--cache_dir", metavar="FOLDER", help="where they are ($CLIPVP_CACHE, or the user's cache)"
+    )
+    verb("env", "Print the versions that a bug report needs.", prompt=False)
+    export = verb("export", "Write prompt, frozen source and mapping as one ONNX file.", loads=True)
+    export.add_argument("--onnx", metavar="FILE", required=True, help="the file to write")
+    export.add_argument("--logits", action="store_true", help="give target logits, not probabilities")
+    report = verb("report", "Draw one run, or several compared, as one HTML file.", prompt=False)
+    report.add_argument("runs", metavar="RUN", nargs="+", help="folders of runs")
+    report.add_argument("--output", metavar="FILE", default=None, help="RUN/report.html for one run")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == [_EVALUATE]:
+        from .evaluate import EvaluateConfig, score_prompt
+
+        given = arguments[1:]
+        given = ["--prompt", *given] if given and not given[0].startswith("-") else given
+        config, _ = parse("Score a prompt on a task: PROMPT --data.name NAME", EvaluateConfig, given)
+        with user_errors():
+            score_prompt(config)
+        return
+    options = vars(build_parser().parse_args(arguments))
+    with user_errors():
+        from .verbs import VERBS
+
+        try:
+            VERBS[options.pop("verb")](**options)
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever read the output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    main()

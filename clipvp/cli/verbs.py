@@ -1,0 +1,201 @@
+"""What the verbs of the console script do: read, compute, print. One function a verb."""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from ..artifact.card import SCORES, percent
+from ..artifact.format import WEIGHTS, find_artifact, read_config
+from ..data.catalog import TASK_TABLE
+from ..registry import MAPPINGS, PROMPTS, TASKS, UserError
+
+_SOURCES = {
+    "timm:resnet18.a1_in1k": "a timm classifier; timm:hf-hub:ORG/NAME; timm:local-dir:FOLDER",
+    "hf:microsoft/resnet-50": "a transformers image classifier; hf:FOLDER",
+    "hf:openai/clip-vit-base-patch32": "a transformers CLIP or SigLIP; hf:FOLDER",
+    "open_clip:ViT-B-32-quickgelu/openai": "an open_clip model; open_clip:hf-hub:ORG/NAME; open_clip:local-dir:FOLDER",
+    "offline:lite0": "EfficientNet-Lite0, ImageNet-1k, out of a pip package",
+    "offline:lite0-minilm": "a CLIP of two pip packages",
+}
+
+
+def predict(
+    prompt: str,
+    images: list[str],
+    top_k: int,
+    batch_size: int,
+    device: str,
+    json: bool,
+    **where: Any,
+) -> None:
+    import torch
+
+    from ..images import to_rgb
+    from ..model import PromptedClassifier
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device}: {str(error).splitlines()[0]}") from error
+    for path in images:  # an image that is none is told before a model loads
+        to_rgb(path)
+    model = PromptedClassifier.from_pretrained(prompt, device=device, **where)
+    found = model.predict(images, top_k=top_k, batch_size=batch_size)
+    if json:
+        _print_json([{"image": path, "predictions": rows} for path, rows in zip(images, found, strict=True)])
+        return
+    table = [
+        [path if rank == 0 else "", row["label"], percent(row["score"]), row["source_label"]]
+        for path, rows in zip(images, found, strict=True)
+        for rank, row in enumerate(rows)
+    ]
+    _print_table(table, ["image", "label", "score", "source label"], "llrl")
+
+
+def show(prompt: str, json: bool, **where: Any) -> None:
+    folder = find_artifact(prompt, **where)
+    config = read_config(folder)
+    if json:
+        _print_json(config)
+        return
+    source, results = config["source"], config.get("results") or {}
+    names = config["class_names"]
+    few = ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
+    rows = [
+        ["prompt", _settings(config["prompt"])],
+        ["mapping", _settings(config["mapping"], ("refresh", "assignment", "statistics", "within"))],
+        ["source", source["name"] + (f" @ {source['revision']}" if source.get("revision") else "")],
+        ["source weights", source.get("fingerprint")],
+        ["classes", f"{len(names)}: {few}"],
+        ["image size", " x ".join(map(str, config["preprocessing"]["resize"]["size"]))],
+        ["size", f"{(folder / WEIGHTS).stat().st_size / 1e3:.0f} kB, format version {config['version']}"],
+    ]
+    if results:
+        rows += [["task", f"{results['task']}, seed {results['seed']}, split {results['split_hash']}"]]
+        scores = results["metrics"].items()
+        rows += [[label, percent(m["acc1"])] for key, m in scores if m["n"] and (label := SCORES.get(key))]
+    print(tabulate(rows, tablefmt="plain", disable_numparse=True, maxcolwidths=[None, 90]))
+
+
+def show_mapping(prompt: str, json: bool, **where: Any) -> None:
+    config = read_config(find_artifact(prompt, **where))
+    rows = config.get("mapping_table")
+    if rows is None:  # saved by an early version: the labels' names are the source's
+        from ..model import PromptedClassifier
+
+        model = PromptedClassifier.from_pretrained(prompt, **where)
+        rows = model.mapping.describe(model.source.labels, model.class_names)
+    if json:
+        _print_json(rows)
+        return
+    table = [[row["class"], row["label"], row["count"], percent(row["share"])] for row in rows]
+    _print_table(table, ["class", "source label", "count", "of its images"], "llrr")
+
+
+def list_names(what: str) -> None:
+    if what == "sources":
+        print(tabulate(_SOURCES.items(), tablefmt="plain"))
+    elif what == "templates":
+        from ..labels.templates import template_set, template_sets
+
+        rows = [[name, len(template_set(name)), template_set(name)[0]] for name in template_sets()]
+        _print_table(rows, ["set", "templates", "the first"], "lrl")
+    elif what == "tasks":
+        _list_tasks()
+    else:
+        print("\n".join({"prompts": PROMPTS, "mappings": MAPPINGS}[what].names()))
+
+
+def _list_tasks() -> None:
+    rows = []
+    for name in TASKS.names():
+        if (entry := TASK_TABLE.get(name)) is None:  # registered by who uses this library
+            rows.append([name, *[None] * 9])
+            continue
+        where = f"{entry.repo} @ {entry.revision[:7]}" if entry.repo else entry.package
+        where = where or f"data.folder .../{entry.coop}"
+        paper = [entry.image_size, entry.batch_size, *entry.paper] if entry.paper else [None] * 4
+        rows.append([name, entry.num_classes, *entry.sizes, *paper, where])
+    paper = [f"paper:\n{what}" for what in ("image", "batch", "train", "test")]
+    _print_table(rows, ["", "classes", "train", "val", "test", *paper, "from"], "l" + "r" * 8 + "l")
+    print(
+        "or a folder of images or with CoOp's split file, a .parquet or .csv file, or a hub data set ORG/NAME"
+    )
+
+
+def cache(shown: bool, clear: bool, cache_dir: str | None) -> None:
+    from ..data.cache import cache_root, list_entries
+    from ..data.cache import clear as remove
+
+    if shown or not clear:
+        entries = list_entries(cache_dir)
+        table = [
+            [entry.what, f"{entry.present} of {entry.total}", f"{entry.num_bytes / 1e6:.1f}", entry.path.name]
+            for entry in entries
+        ]
+        print(f"decoded images in {cache_root(cache_dir) / 'images'}" + ("" if entries else ": none"))
+        if entries:
+            _print_table(table, ["what", "images", "MB", "folder"], "lrrl")
+    if clear:
+        print(f"removed {remove(cache_dir) / 1e6:.1f} MB of decoded images")
+
+
+def env() -> None:
+    import platform
+
+    import torch
+
+    from ..results.record import git_commit, versions
+
+    found = {**versions(), "platform": platform.platform(), "git commit": git_commit()}
+    found["accelerator"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    found["CPU threads"] = torch.get_num_threads()
+    print(tabulate(found.items(), tablefmt="plain", disable_numparse=True, missingval="not installed"))
+
+
+def export(prompt: str, onnx: str, logits: bool, **where: Any) -> None:
+    from ..export import export_onnx
+    from ..model import PromptedClassifier
+
+    model = PromptedClassifier.from_pretrained(prompt, share_border=False, **where)
+    worst = export_onnx(model, Path(onnx), logits)
+    height, width = model.prompt.image_size
+    print(f"{onnx}: uint8 images (B, {height}, {width}, 3) to {'logits' if logits else 'probabilities'}")
+    print(f"checked against onnxruntime: it differs by at most {worst:.1e}")
+
+
+def report(runs: list[str], output: str | None) -> None:
+    from ..results.page import write_page
+
+    print(write_page([Path(run) for run in runs], Path(output) if output else None))
+
+
+VERBS = {
+    "predict": predict,
+    "show": show,
+    "map": show_mapping,
+    "list": list_names,
+    "cache": cache,
+    "env": env,
+    "export": export,
+    "report": report,
+}
+
+
+def _settings(section: dict[str, Any], keys: tuple[str, ...] | None = None) -> str:
+    inner = {key: section.get(key) for key in keys or section if key != "kind"}
+    parts = [f"{key} {value}" for key, value in inner.items() if value is not None]
+    return section["kind"] + (f" ({', '.join(parts)})" if parts else "")
+
+
+def _print_json(value: Any) -> None:
+    print(json_format.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _print_table(rows: list[Any], headers: list[str], align: str) -> None:
+    sides = {"l": "left", "r": "right"}
+    print(tabulate(rows, headers, colalign=[sides[c] for c in align], disable_numparse=True, missingval="-"))

@@ -1,0 +1,197 @@
+"""Text templates by name, and class names made fit to stand in them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+from ..registry import UserError, check_choice
+
+# Sets by task, as published with CLIP (Radford et al. 2021, arXiv 2103.00020). {a|b} stands for either word.
+_TASKS: dict[str, tuple[str, ...]] = {
+    "caltech101": tuple(
+        f"{kind} {{a|the}} {{}}."
+        for kind in (
+            "a photo of",
+            "a painting of",
+            "a sculpture of",
+            "a sketch of",
+            "a tattoo of",
+            "a rendition of",
+            "art of",
+            "graffiti of",
+            "a drawing of",
+            "a doodle of",
+        )
+    )
+    + tuple(
+        f"{{a|the}} {kind} {{}}."
+        for kind in ("plastic", "toy", "embroidered", "cartoon", "plushie", "origami")
+    )
+    + ("{a|the} {} in a video game.",),
+    "cifar10": tuple(
+        f"{kind} {{a|the}} {{}}."
+        for kind in (
+            "a photo of",
+            "a blurry photo of",
+            "a black and white photo of",
+            "a low contrast photo of",
+            "a high contrast photo of",
+            "a bad photo of",
+            "a good photo of",
+        )
+    )
+    + ("a photo of {a|the} small {}.", "a photo of {a|the} big {}."),
+    "dtd": tuple(f"a photo of {{a|the}} {{}} {noun}." for noun in ("texture", "pattern", "thing", "object")),
+    "eurosat": (
+        "a centered satellite photo of {}.",
+        "a centered satellite photo of {a|the} {}.",
+    ),
+    "fgvc_aircraft": ("a photo of {a|the} {}, a type of aircraft.",),
+    "flowers102": ("a photo of a {}, a type of flower.",),
+    "food101": ("a photo of {}, a type of food.",),
+    "gtsrb": (
+        'a zoomed in photo of a "{}" traffic sign.',
+        'a centered photo of a "{}" traffic sign.',
+        'a close up photo of a "{}" traffic sign.',
+    ),
+    "mnist": ('a photo of the number: "{}".',),
+    "oxford_pets": ("a photo of a {}, a type of pet.",),
+    "resisc45": tuple(
+        f"{kind} of {article}{{}}."
+        for article in ("", "a ", "the ")
+        for kind in (
+            "satellite imagery",
+            "aerial imagery",
+            "satellite photo",
+            "aerial photo",
+            "satellite view",
+            "aerial view",
+        )
+    ),
+    "stanford_cars": (
+        "a photo of {a|the|my} {}.",
+        "i love my {}!",
+        "a photo of my dirty {}.",
+        "a photo of my clean {}.",
+        "a photo of my new {}.",
+        "a photo of my old {}.",
+    ),
+    "sun397": ("a photo of {a|the} {}.",),
+    "ucf101": tuple(
+        f"a {kind} of {{a|the}} person {verb}{{}}."
+        for verb in ("", "using ", "doing ", "during ", "performing ", "practicing ")
+        for kind in ("photo", "video", "example", "demonstration")
+    ),
+}
+_ALIASES = {"cifar100": "cifar10"}
+PAPER_FIRST = "This is a photo of a {}."
+
+
+def _expand(pattern: str) -> list[str]:
+    choice = re.search(r"\{([^{}]+)\}", pattern)
+    if not choice:
+        return [pattern]
+    words = choice[1].split("|")
+    return [
+        text for word in words for text in _expand(pattern[: choice.start()] + word + pattern[choice.end() :])
+    ]
+
+
+def template_sets() -> list[str]:
+    """Return the names that ``resolve_templates`` knows."""
+    return ["paper", "openai_imagenet", "simple", *sorted([*_TASKS, *_ALIASES])]
+
+
+@cache
+def template_set(name: str) -> tuple[str, ...]:
+    """Return a named set of templates.
+
+    ``paper``: "This is a photo of a {}." and OpenAI's 80 (ILM-VP); ``openai_imagenet``: the 80; ``simple``: the
+    seven best of them; the others: by task, as published with CLIP.
+
+    Raises:
+        UserError: An unknown name.
+    """
+    check_choice("template set", name, template_sets())
+    if name in ("paper", "openai_imagenet", "simple"):
+        import open_clip
+
+        functions = (
+            open_clip.SIMPLE_IMAGENET_TEMPLATES if name == "simple" else open_clip.OPENAI_IMAGENET_TEMPLATES
+        )
+        return (PAPER_FIRST,) * (name == "paper") + tuple(function("{}") for function in functions)
+    return tuple(text for pattern in _TASKS[_ALIASES.get(name, name)] for text in _expand(pattern))
+
+
+def resolve_templates(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Return templates from a set's name, a text file with one a line, one template, or a list.
+
+    Raises:
+        UserError: An unknown name or file, no template, the same one twice, or not exactly one ``{}``.
+    """
+    if isinstance(given, str):
+        if "{}" in given:
+            templates = [given]
+        elif given.endswith(".txt"):
+            try:
+                lines = Path(given).read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise UserError(f"mapping.templates: {given!r} cannot be read: {error}") from error
+            templates = [line.strip() for line in lines if line.strip()]
+        else:
+            templates = list(template_set(given))
+    else:
+        templates = [str(template) for template in given]
+    if not templates:
+        raise UserError("mapping.templates is empty; give the name of a set, a list or a text file")
+    for template in templates:
+        if template.count("{}") != 1:
+            raise UserError(f"template {template!r} needs exactly one {{}} for the class name")
+        if templates.count(template) > 1:
+            raise UserError(f"template {template!r} is given twice")
+    return tuple(templates)
+
+
+def clean_class_name(name: str) -> str:
+    """Return a class name as words in lower case.
+
+    Leading numbering ("001.Laysan_Albatross"), underscores and CamelCase ("AnnualCrop") go; names such as
+    "737-200" or "McLaren" keep their parts.
+    """
+    text = re.sub(r"^\d{1,4}[._]\s*(?=[A-Za-z])", "", name.strip()).replace("_", " ")
+    if re.fullmatch(r"(?:[A-Z][a-z]{2,}){2,}", text):
+        text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)
+    return " ".join(text.split()).lower()
+
+
+def text_class_names(class_names: Sequence[str], override: Mapping[str, str] | None = None) -> list[str]:
+    """Return the class names to put into templates.
+
+    Args:
+        class_names: The task's.
+        override: The task's name to the name to use instead, taken as it is.
+
+    Raises:
+        UserError: The override names a class that the task has not, a name ends empty, or two end the same.
+    """
+    override = dict(override or {})
+    for name in override:
+        check_choice("mapping.class_names, class", name, class_names)
+    names = [override[name] if name in override else clean_class_name(name) for name in class_names]
+    seen: dict[str, str] = {}
+    for original, name in zip(class_names, names, strict=True):
+        if not name.strip():
+            raise UserError(
+                f"class {original!r} has no name to put into a template; "
+                f"set mapping.class_names, such as {{{original!r}: a name}}"
+            )
+        if name in seen:
+            raise UserError(
+                f"classes {seen[name]!r} and {original!r} both become {name!r}; "
+                f"set mapping.class_names, such as {{{original!r}: another name}}"
+            )
+        seen[name] = original
+    return names

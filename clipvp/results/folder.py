@@ -1,0 +1,107 @@
+"""The folder of a run: what is in it, who may write to it, and what its results say."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..config.schema import RunConfig
+from ..config.values import settings_of
+from ..files import remove_asides, write_json, write_text
+from ..registry import UserError
+
+CONFIG, METRICS, RESULTS = "config.yaml", "metrics.jsonl", "results.json"
+CHECKPOINTS, PROMPT, PLOTS, LOGS = "checkpoints", "prompt", "plots", "logs"
+PAGE = "report.html"
+_ALL = (CONFIG, METRICS, RESULTS, CHECKPOINTS, PROMPT, PLOTS, LOGS, PAGE)
+
+
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: The folder; nothing is created before ``start``.
+        writes: False on all processes but the main one: every write is then left to it.
+    """
+
+    def __init__(self, path: str | Path, writes: bool = True):
+        self.path, self.writes = Path(path), writes
+
+    def holds_run(self) -> bool:
+        return any((self.path / name).exists() for name in _ALL)
+
+    def check(self, resume: bool, overwrite: bool) -> None:
+        """Raise ``UserError`` where nothing can be written, or a run lies that nobody asked to go on with or remove."""
+        if not self.writes:
+            return
+        there = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise UserError(f"output: {str(there)!r} is a file, not a folder")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise UserError(f"output: {str(there)!r} may not be written")
+        if self.holds_run() and not resume and not overwrite:
+            raise UserError(
+                f"output: {str(self.path)!r} holds a run already; choose another folder, go on with "
+                "--resume auto, or replace it with --overwrite true"
+            )
+
+    def tidy(self) -> None:
+        """Remove what a killed process left half-written."""
+        if self.writes and self.holds_run():
+            for name in ("", CHECKPOINTS, PROMPT):
+                remove_asides(self.path / name)
+
+    def start(self, config: RunConfig, overwrite: bool) -> None:
+        """Create the folder with the resolved config; of another run only its own files are removed."""
+        if not self.writes:
+            return
+        if overwrite:
+            for name in _ALL:
+                target = self.path / name
+                shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / CONFIG, config_yaml(config))
+
+    def write_metrics(self, history: list[dict[str, Any]]) -> None:
+        """Write one line an epoch; whole, so that a resumed run leaves no line twice."""
+        if self.writes:
+            write_text(
+                self.path / METRICS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in history)
+            )
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        if self.writes:
+            write_json(self.path / RESULTS, results)
+
+
+def check_output(config: RunConfig) -> None:
+    """Refuse an output folder before anything heavy is loaded; several processes find it out together, in ``fit``."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        RunFolder(config.output).check(resume=config.resume == "auto", overwrite=config.overwrite)
+
+
+def config_yaml(config: RunConfig) -> str:
+    """Return a config as YAML that ``--config`` reads."""
+    import yaml
+
+    return yaml.safe_dump(settings_of(config), sort_keys=False, allow_unicode=True)
+
+
+def read_results(folder: str | Path) -> dict[str, Any]:
+    """Return the results of a finished run.
+
+    Raises:
+        UserError: The folder holds no finished run.
+    """
+    path = Path(folder) / RESULTS
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        runs = sorted(str(inner.parent) for inner in Path(folder).glob(f"*/*/{RESULTS}"))  # of a comparison
+        hint = f"; did you mean {runs[0]!r}?" if runs else ""
+        raise UserError(f"{str(folder)!r} holds no finished run: {RESULTS} is missing{hint}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{str(path)!r} is damaged: {error}") from error

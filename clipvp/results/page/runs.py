@@ -1,0 +1,77 @@
+"""What a page knows of runs: the files in their folders, and names that tell them apart."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...config.values import differences
+from ...registry import UserError
+from ..folder import METRICS, PLOTS, read_results
+
+_FIRST = ("prompt", "examples", "gallery", "mapping", "templates", "confusion", "moves")
+_DRAWN = "curves"  # which the page draws itself
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Args:
+        name: Tells it from the others on the page.
+        results: The content of results.json.
+        history: One row an epoch; none for a run without epochs of its own.
+        pictures: The files of its plots.
+    """
+
+    name: str
+    results: dict[str, Any]
+    history: list[dict[str, Any]]
+    pictures: list[Path]
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read finished runs.
+
+    Raises:
+        UserError: A folder is given twice, holds no finished run, or a file of it is damaged.
+    """
+    paths = [folder.resolve() for folder in folders]
+    for folder, path in zip(folders, paths, strict=True):
+        if paths.count(path) > 1:
+            raise UserError(f"the run {str(folder)!r} is given twice")
+    shared = os.path.commonpath([path.parent for path in paths])
+    return [_read(path, os.path.relpath(path, shared)) for path in paths]
+
+
+def _read(folder: Path, name: str) -> Run:
+    results = read_results(folder)
+    if not isinstance(results, dict) or not isinstance(results.get("metrics"), dict):
+        raise UserError(f"{str(folder)!r}: its results are not those of a run")
+    metrics, history = folder / METRICS, []
+    if metrics.is_file():
+        try:
+            history = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+        except ValueError as error:
+            raise UserError(f"{str(metrics)!r} is damaged: {error}") from error
+    found = {path.stem: path for path in sorted((folder / PLOTS).glob("*.png")) if path.stem != _DRAWN}
+    order = [stem for stem in _FIRST if stem in found] + [stem for stem in found if stem not in _FIRST]
+    return Run(name, results, history, [found[stem] for stem in order])
+
+
+def differing(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
+    """Return the settings in which runs differ: the dotted key, and each run's value."""
+    first, keys = runs[0].results["config"], {}
+    for run in runs[1:]:
+        keys |= dict.fromkeys(line.partition(": ")[0] for line in differences(first, run.results["config"]))
+    return [(key, [_value(run.results["config"], key) for run in runs]) for key in keys]
+
+
+def _value(config: dict[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, dict) else None
+    return config

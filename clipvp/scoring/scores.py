@@ -1,0 +1,147 @@
+"""Scores of a classifier on a split: every image counts once, on any number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from ..data.batches import Batches
+from ..data.task import Task
+from ..mappings.assignment import add_counts
+from ..model import PromptedClassifier
+from ..progress import Progress
+from ..registry import UserError
+
+
+@dataclass
+class EvalResult:
+    """Scores on n images.
+
+    Args:
+        acc1: Top-1 accuracy, 0..1.
+        acc5: Top-5 accuracy, 0..1; None for five classes or fewer.
+        mean_per_class_recall: Mean over the classes that have images of their top-1 accuracy, 0..1.
+        n: Images scored.
+        confusion: int64 (T, T), true class by predicted class.
+        counts: int64 (S, T), top-1 source label by true class.
+    """
+
+    acc1: float
+    acc5: float | None
+    mean_per_class_recall: float
+    n: int
+    confusion: Tensor
+    counts: Tensor
+
+    def to_dict(self) -> dict:
+        return {name: getattr(self, name) for name in ("acc1", "acc5", "mean_per_class_recall", "n")}
+
+    def per_class(self) -> list[float | None]:
+        """Return the accuracy of each class, None where it has no images."""
+        totals, hits = self.confusion.sum(1).tolist(), self.confusion.diagonal().tolist()
+        return [hit / total if total else None for hit, total in zip(hits, totals, strict=True)]
+
+
+class Scores:
+    """Sums of one process that become an ``EvalResult`` over all of them.
+
+    Args:
+        num_source: S.
+        num_target: T.
+        device: Where the logits are.
+    """
+
+    def __init__(self, num_source: int, num_target: int, device: torch.device):
+        self.counts = torch.zeros(num_source, num_target, dtype=torch.int64, device=device)
+        self.confusion = torch.zeros(num_target, num_target, dtype=torch.int64, device=device)
+        self.in_five = torch.zeros((), dtype=torch.int64, device=device)
+
+    def add(self, source_logits: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: source logits (B, S), target logits (B, T), classes (B,)."""
+        add_counts(self.counts, source_logits, labels)
+        add_counts(self.confusion, logits, labels)
+        if logits.shape[1] > 5:
+            self.in_five += (logits.topk(5, dim=1).indices == labels[:, None]).sum()
+
+    def result(self, accelerator: Accelerator) -> EvalResult:
+        """Return the scores over the batches of all processes."""
+        counts, confusion, in_five = (
+            accelerator.reduce(value, "sum").cpu() for value in (self.counts, self.confusion, self.in_five)
+        )
+        confusion = confusion.T.contiguous()  # counted as predicted by true
+        totals, hits = confusion.sum(1), confusion.diagonal()
+        n, present = int(totals.sum()), totals > 0
+        return EvalResult(
+            acc1=int(hits.sum()) / n,
+            acc5=int(in_five) / n if len(totals) > 5 else None,
+            mean_per_class_recall=float((hits[present].double() / totals[present]).mean()),
+            n=n,
+            confusion=confusion,
+            counts=counts,
+        )
+
+
+@torch.no_grad()
+def score(
+    classifier: PromptedClassifier,
+    batches: Batches,
+    batch_size: int,
+    accelerator: Accelerator,
+    watch: Callable[[Iterable], Iterable] = iter,
+    columns: Tensor | None = None,
+) -> EvalResult:
+    """Score decoded images.
+
+    Args:
+        columns: int64 (T',), the classifier's classes that take part, in the order of the labels; all when None.
+        watch: Wraps the batches, for a progress bar.
+    """
+    num_classes = len(classifier.class_names) if columns is None else len(columns)
+    scores = Scores(classifier.mapping.num_source, num_classes, accelerator.device)
+    classifier.eval()
+    for images, labels in watch(batches.in_turn(batch_size)):
+        source_logits = classifier.source_logits(images)
+        logits = classifier.mapping(source_logits)
+        scores.add(source_logits, logits if columns is None else logits[:, columns], labels)
+    return scores.result(accelerator)
+
+
+def evaluate(
+    classifier: PromptedClassifier,
+    task: Task,
+    split: str = "test",
+    *,
+    batch_size: int = 128,
+    accelerator: Accelerator | None = None,
+    progress: bool = True,
+) -> EvalResult:
+    """Score a classifier on one split of a task.
+
+    Args:
+        classifier: Moved to the accelerator's device.
+        task: Its classes must be the classifier's, or some of them: then only those are chosen from.
+        split: train, val or test.
+        batch_size: Images at a time, a process.
+        accelerator: Shares the images between processes; a new one when None.
+        progress: Show progress bars.
+
+    Raises:
+        UserError: The task has no such split, or other classes.
+    """
+    place = {name: index for index, name in enumerate(classifier.class_names)}
+    if other := [name for name in task.class_names if name not in place]:
+        raise UserError(
+            f"task {task.name!r} has other classes than the classifier was made for, such as {other[0]!r}"
+        )
+    accelerator = accelerator or Accelerator()
+    columns = None
+    if list(task.class_names) != classifier.class_names:
+        columns = torch.tensor([place[name] for name in task.class_names], device=accelerator.device)
+    batches = Batches(task.tensors(split, classifier.resize, progress=progress), accelerator)
+    shown = Progress(progress and accelerator.is_main_process)
+    watch = shown.watch(batches.mine(batch_size), f"scoring {split}")
+    return score(classifier.to(accelerator.device), batches, batch_size, accelerator, watch, columns)

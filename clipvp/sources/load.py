@@ -1,0 +1,79 @@
+"""Frozen source models by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ..cpu import prepare_cpu
+from ..labels.space import LabelSpace
+from ..labels.templates import PAPER_FIRST, resolve_templates
+from ..registry import SOURCES, UserError, nearest
+from .base import Source, check_forward, check_precision
+
+
+def load_source(
+    name: str,
+    *,
+    canvas: int | Sequence[int] | None = None,
+    class_names: Sequence[str] | None = None,
+    templates: str | Sequence[str] | None = None,
+    labels: Callable[[], LabelSpace] | None = None,
+    precision: str = "fp32",
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> Source:
+    """Load a frozen model by name, ``scheme:model``.
+
+    Schemes: ``timm:resnet18.a1_in1k``, ``timm:local-dir:FOLDER``, ``hf:microsoft/resnet-50``, ``hf:FOLDER``
+    (transformers: image classifiers, CLIP, SigLIP), ``open_clip:ViT-B-32-quickgelu/openai``,
+    ``open_clip:hf-hub:ORG/NAME``, ``open_clip:local-dir:FOLDER``, ``offline:lite0`` and ``offline:lite0-minilm``
+    (out of pip packages).
+
+    Args:
+        name: The scheme and what it names.
+        canvas: Input size in pixels, a number for a square or (H, W); the model's own when None.
+        class_names: For CLIP, the T class names of the label space.
+        templates: For CLIP, the templates of the label space, each with one ``{}``, or what
+            ``resolve_templates`` takes, such as "paper"; "This is a photo of a {}." when None.
+        labels: Makes the label space, instead of class names and templates; called only if the model is a CLIP.
+        precision: fp32, bf16 or fp16, of the frozen network only.
+        device: Where it runs; the CPU when None.
+        revision: Branch, tag or commit of a hub model.
+        local_files_only: Take what the local hub cache holds, never ask the network.
+
+    Returns:
+        The source, frozen and in evaluation mode.
+
+    Raises:
+        UserError: An unknown name, a model that is not to be had, or a canvas that it does not take.
+    """
+    scheme, colon, model = name.partition(":")
+    if not colon or scheme not in SOURCES:
+        schemes = [f"{known}:" for known in SOURCES.names()]
+        raise UserError(f"unknown source {name!r}; a name is scheme:model; {nearest(scheme + ':', schemes)}")
+    device = torch.device(device or "cpu")
+    if device.type == "cpu":
+        prepare_cpu()
+    source = SOURCES.get(scheme)(
+        model,
+        name=name,
+        canvas=(canvas, canvas) if isinstance(canvas, int) else canvas,
+        labels=labels or (lambda: _text_labels(name, class_names, templates)),
+        precision=check_precision(precision, device),
+        revision=revision,
+        local_files_only=local_files_only,
+    )
+    if templates is not None and not source.labels.is_text:
+        raise UserError(f"source {name!r} has a closed label set and no text tower, so it takes no templates")
+    return check_forward(source.to(device))
+
+
+def _text_labels(
+    name: str, class_names: Sequence[str] | None, templates: str | Sequence[str] | None
+) -> LabelSpace:
+    if not class_names:
+        raise UserError(f"source {name!r} is a CLIP: its labels are made of text, so it needs class names")
+    return LabelSpace.from_templates(resolve_templates(templates or PAPER_FIRST), class_names)

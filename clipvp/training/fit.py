@@ -1,0 +1,236 @@
+"""Training: counts to the mapping, gradients to the prompt, numbers to the run folder.
+
+``fit`` only orchestrates. It knows no kind of prompt, source or mapping.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+
+from ..config.schema import RunConfig
+from ..config.values import differences, to_dict
+from ..data.batches import Batches
+from ..data.task import Task
+from ..model import PromptedClassifier
+from ..progress import Clock, Progress
+from ..registry import UserError
+from ..results.folder import CHECKPOINTS, PROMPT, RESULTS, RunFolder
+from ..results.record import VISUAL_PROMPT, build_results, epoch_line, saved_results
+from ..scoring.scores import EvalResult
+from .checkpoint import Checkpoints
+from .interrupt import Interrupted, StopRequest
+from .processes import main_first, together
+from .step import Trainer
+from .tracking import Tracking, check_trackers
+
+# Steps between two looks at the clock and the signals; on several processes such a look is a small exchange.
+_LOOK_EVERY = 8
+
+
+@dataclass
+class FitResult:
+    """What a run gave.
+
+    Args:
+        results: The content of results.json.
+        history: One row an epoch, the content of metrics.jsonl.
+        test: Scores of the test images with the ``last`` prompt, and the ``best_val`` one if there is one.
+        output: The run's folder.
+    """
+
+    results: dict[str, Any]
+    history: list[dict[str, Any]]
+    test: dict[str, EvalResult]
+    output: Path
+
+
+def fit(
+    classifier: PromptedClassifier, task: Task, config: RunConfig, accelerator: Accelerator | None = None
+) -> FitResult:
+    """Train a classifier's prompt and mapping on a task, score it, and leave a run folder.
+
+    Args:
+        classifier: Changed in place. It ends with the best prompt on validation, or with the last one
+            where the task has no validation split.
+        task: The target task.
+        config: ``optim``, ``train``, ``seed``, ``output``, ``resume`` and ``overwrite`` rule; the rest is recorded.
+        accelerator: Processes and device; a new one when None.
+
+    Raises:
+        UserError: The output folder holds another run, images cannot be read, or the loss is no number.
+        Interrupted: SIGTERM or SIGINT came; the run is saved.
+
+    Source: ILM-VP (arXiv 2211.11635), algorithm 1.
+    """
+    accelerator = accelerator or Accelerator()
+    _check_launch(accelerator)
+    run = RunFolder(config.output, writes=accelerator.is_main_process)
+    with together(accelerator):
+        run.check(resume=config.resume == "auto", overwrite=config.overwrite)
+        check_trackers(config.train.report_to)
+    clock, progress = Clock(), Progress(config.train.progress and accelerator.is_main_process)
+    classifier.to(accelerator.device)
+    selects = task.val is not None and config.train.protocol == "val"
+    splits = ["train", "val", "test"] if selects else ["train", "test"]
+    with clock("data"):
+        tensors = main_first(
+            accelerator,
+            lambda: [task.tensors(split, classifier.resize, progress=progress.shown) for split in splits],
+        )
+        data = {split: Batches(images, accelerator) for split, images in zip(splits, tensors, strict=True)}
+    trainer = Trainer(classifier, data, config, accelerator, progress)
+    checkpoints = Checkpoints(run.path / CHECKPOINTS, config.train.keep)
+    with together(accelerator):
+        run.tidy()
+        found = _find(checkpoints, config, task.split_hash, progress) if run.writes else None
+    # The others take it from the main process: they may not see its disk.
+    [found] = broadcast_object_list([found])
+    with together(accelerator):
+        if found is None:
+            run.start(config, config.overwrite or config.resume == "auto")
+        else:
+            trainer.restore(*found)
+            clock.seconds = dict(trainer.state.seconds)
+    with together(accelerator):
+        tracking = Tracking(accelerator, config, run.path)
+    epochs = config.train.epochs
+    last_saved = time.monotonic()
+
+    def save() -> None:
+        nonlocal last_saved
+        with clock("saving"):
+            trainer.check_finite()  # no checkpoint of a prompt that is lost
+            tensors = trainer.tensors()
+            trainer.state.seconds = {phase: round(spent, 3) for phase, spent in clock.seconds.items()}
+            values = {
+                "state": asdict(trainer.state),
+                "config": to_dict(config),
+                "split_hash": task.split_hash,
+            }
+            step = trainer.state.epoch * trainer.steps + trainer.state.step
+            with together(accelerator):
+                if run.writes:
+                    checkpoints.save(step, tensors, values)
+        last_saved = time.monotonic()
+
+    with StopRequest() as stop:
+
+        def after_step() -> None:
+            if trainer.state.step % _LOOK_EVERY and accelerator.num_processes > 1:
+                return
+            late = (
+                config.train.save_minutes and time.monotonic() - last_saved > 60 * config.train.save_minutes
+            )
+            stops, saves = stop.signal is not None, bool(late)
+            if accelerator.num_processes > 1:
+                asked = torch.tensor([stops, saves], device=accelerator.device).int()
+                stops, saves = accelerator.reduce(asked, "sum").tolist()
+            if stops or saves:
+                save()
+            if stops:
+                where = f"epoch {trainer.state.epoch + 1}, step {trainer.state.step}"
+                raise Interrupted(
+                    f"stopped at {where} and saved; go on with --resume auto --output {run.path}"
+                )
+
+        for epoch in range(trainer.state.epoch, epochs):
+            where, state = f"epoch {epoch + 1}/{epochs}", trainer.state
+            if state.step == 0:
+                state.row = {"epoch": epoch + 1}
+                if classifier.mapping.due(epoch):
+                    with clock("counting"):
+                        state.row["mapping_changed"] = trainer.refresh_mapping(f"{where} counting")
+            with clock("training"):
+                state.row |= trainer.train_epoch(f"{where} training", after_step)
+            if "val" in data and ((epoch + 1) % config.train.eval_every == 0 or epoch + 1 == epochs):
+                with clock("validating"):
+                    result = trainer.score("val", f"{where} validating")
+                    state.row["val_acc1"] = result.acc1
+                    trainer.keep_best(result)
+            if config.train.test_every_epoch:
+                with clock("testing"):
+                    result = trainer.score("test", f"{where} testing")
+                    state.row["test_acc1"] = result.acc1
+                    if state.best_on_test is None or result.acc1 > state.best_on_test["acc1"]:
+                        state.best_on_test = {"epoch": epoch + 1, **result.to_dict()}
+            state.row |= {"source_index": classifier.mapping.source_index.tolist(), "seconds": clock.lap()}
+            progress.line(epoch_line(state.row, epochs))
+            tracking.epoch(state.row)
+            trainer.end_epoch()
+            with together(accelerator):
+                run.write_metrics(state.history)
+            if (epoch + 1) % config.train.save_every == 0 or epoch + 1 == epochs:
+                save()
+
+    state = trainer.state
+    with clock("testing"):
+        test = {"last": trainer.score("test", "testing the last prompt")}
+        if state.best is not None:
+            classifier.load_trained_state(trainer.best_state)
+            same = state.best["epoch"] == epochs
+            test["best_val"] = test["last"] if same else trainer.score("test", "testing the best prompt")
+    method = VISUAL_PROMPT if classifier.is_prompt else "fine-tuning"
+    results = build_results(config, classifier, task, data, state.best, test, clock, accelerator, method)
+    if state.best_on_test is not None:
+        results["metrics"]["test.best_on_test"] = state.best_on_test
+    with together(accelerator):
+        if run.writes and classifier.is_prompt:
+            classifier.results = saved_results(results)
+            classifier.save_pretrained(run.path / PROMPT)
+        run.write_results(results)
+    tracking.end(classifier, test[results["saved_prompt"] or "last"], results["metrics"], epochs)
+    accelerator.wait_for_everyone()
+    return FitResult(results, state.history, test, run.path)
+
+
+def _check_launch(accelerator: Accelerator) -> None:
+    """Refuse processes that do not know of each other: each would train alone and write what the others write."""
+    launched = int(os.environ.get("WORLD_SIZE") or 1)
+    if launched != accelerator.num_processes:
+        raise UserError(
+            f"{launched} processes were launched, and accelerate sees {accelerator.num_processes}; "
+            "to run several on CPUs set ACCELERATE_USE_CPU=true"
+        )
+
+
+def _find(
+    checkpoints: Checkpoints, config: RunConfig, split_hash: str, progress: Progress
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Return the tensors and the state that a run goes on from, None where it starts.
+
+    Raises:
+        UserError: The checkpoint was made with another config or other images, or none of several is whole.
+    """
+    if config.resume != "auto":
+        return None
+    found = checkpoints.newest()
+    if found is None:
+        folder = checkpoints.folder.parent
+        holds = checkpoints.paths() or (folder / RESULTS).exists()
+        if holds and not config.overwrite:  # nobody asked to lose it
+            raise UserError(
+                f"--resume auto: {folder} holds a run without a whole checkpoint; --overwrite true starts anew"
+            )
+        return None
+    path, tensors, values, damaged = found
+    for what in damaged:
+        progress.line(f"damaged, so the one before it is used: {what}")
+    differ = differences(values["config"], to_dict(config))
+    if differ:
+        raise UserError(
+            f"--resume auto: {path.parent.parent} was started with another config: {'; '.join(differ)}"
+        )
+    if values["split_hash"] != split_hash:
+        raise UserError(f"--resume auto: {path.parent.parent} was started with other images or splits")
+    state = values["state"]
+    progress.line(f"going on from {path}, epoch {state['epoch'] + 1}, step {state['step']}")
+    return tensors, state

@@ -1,0 +1,101 @@
+"""What a benchmark is. No torch here, so that ``--help`` and a refused value cost nothing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from clipvp.registry import UserError, check_choice
+
+PARTS = {
+    "step": "a training step and a counting pass over one batch against the bare frozen network",
+    "memory": "peak memory of a step against the bare one",
+    "epoch": "an epoch by phase against the bare network and against the same epoch written the textbook way",
+    "data": "decoding, reading what is decoded, and batches, without a network",
+    "text": "loading a CLIP with its texts to be encoded, and with their embeddings on disk",
+    "assignment": "greedy assignment against a loop over the whole matrix",
+    "architectures": "a step of several architectures at several image sizes, with random weights",
+}
+ARCHITECTURES = (
+    "resnet18",
+    "resnet50",
+    "resnext50_32x4d",
+    "tf_efficientnet_lite0",
+    "mobilenetv2_100",
+    "vgg16",
+    "convnext_tiny",
+    "densenet121",
+    "vit_base_patch32_224",
+)
+IMAGE_SIZES = (32, 64, 128, 192)
+
+
+@dataclass
+class BenchmarkConfig:
+    """What is measured, and for how long.
+
+    Args:
+        only: The parts to measure, one or a list; all but architectures when empty.
+        source: The frozen model, see ``clipvp.load_source``.
+        random_weights: Build the source, a timm architecture, without its weights: no download, the same time.
+        canvas: Side in pixels of the source's input; the model's own when empty.
+        prompt: padding (an image of image_size inside the canvas) or border (a frame on an image that fills it).
+        image_size: Side in pixels of the image inside the canvas (padding).
+        batch_size: Images a step.
+        precision: Arithmetic of the frozen part (fp32, bf16, fp16).
+        compile: Compile the bare network, and ours where the border is not shared, for fixed shapes.
+        keep_memory: Keep freed memory for the next map, as runs on a CPU do; false gives it back, as processes do by
+            default. For the bare network and the textbook's epoch too.
+        device: cpu or cuda; cuda where there is one when empty.
+        data: The task of the epoch and the data path; JPEG files made on the spot when empty.
+        images: Training images of an epoch; a fifth as many are scored.
+        classes: Classes of the images made on the spot.
+        workers: Processes that load images for the textbook epoch.
+        seconds: Time for a part, or for an architecture; a part ends after the round that would exceed it.
+        rounds: Rounds that are measured even if they take longer.
+        architectures: timm's names of the architectures to compare.
+        image_sizes: Image sizes at which the architectures are compared.
+        json: File to write the results to, renewed after each part.
+    """
+
+    only: str | list[str] | None = None
+    source: str = "offline:lite0"
+    random_weights: bool = False
+    canvas: int | None = None
+    prompt: str = "padding"
+    image_size: int = 32
+    batch_size: int = 64
+    precision: str = "fp32"
+    compile: bool = False
+    keep_memory: bool = True
+    device: str | None = None
+    data: str | None = None
+    images: int = 512
+    classes: int = 10
+    workers: int = 2
+    seconds: float = 60.0
+    rounds: int = 3
+    architectures: list[str] = field(default_factory=lambda: list(ARCHITECTURES))
+    image_sizes: list[int] = field(default_factory=lambda: list(IMAGE_SIZES))
+    json: str | None = None
+
+    def __post_init__(self):
+        for part in self.parts:
+            check_choice("only", part, PARTS)
+        check_choice("prompt", self.prompt, ["padding", "border"])
+        check_choice("precision", self.precision, ["fp32", "bf16", "fp16"])
+        if self.device is not None:
+            check_choice("device", self.device, ["cpu", "cuda"])
+        numbers = {name: getattr(self, name) for name in ("image_size", "batch_size", "rounds", "seconds")}
+        numbers |= {f"image_sizes, {size}": size for size in self.image_sizes}
+        numbers |= {"canvas": 1 if self.canvas is None else self.canvas, "images / 5": self.images // 5}
+        numbers |= {"classes - 1": self.classes - 1, "workers + 1": self.workers + 1}
+        for name, value in numbers.items():
+            if not 0 < value < math.inf:
+                raise UserError(f"{name}: {value} is not allowed; give a number > 0")
+
+    @property
+    def parts(self) -> list[str]:
+        if not self.only:
+            return [part for part in PARTS if part != "architectures"]
+        return [self.only] if isinstance(self.only, str) else list(self.only)

@@ -1,0 +1,83 @@
+"""All parts of a benchmark in turn: what will be done, the tables, and the file."""
+
+from __future__ import annotations
+
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clipvp.files import write_json
+from clipvp.results.record import git_commit, versions
+
+from .config import PARTS, BenchmarkConfig
+from .epochs import measure_epoch
+from .others import measure_assignment, measure_data, measure_text
+from .setting import Setting
+from .steps import measure_architectures, measure_memory, measure_step
+from .tables import table
+
+MEASURES = {
+    "step": measure_step,
+    "memory": measure_memory,
+    "epoch": measure_epoch,
+    "data": measure_data,
+    "text": measure_text,
+    "assignment": measure_assignment,
+    "architectures": measure_architectures,
+}
+
+
+def run_benchmark(config: BenchmarkConfig) -> dict[str, Any]:
+    """Measure the parts that a config names; print a table after each, and renew ``config.json``.
+
+    Returns:
+        What the file holds: each part under its name, and its figures of note at the top.
+    """
+    with Setting(config) as setting:
+        results: dict[str, Any] = {"device": describe(setting.device), "versions": versions()}
+        results |= {"git_commit": git_commit(), "config": vars(config).copy()}
+        print(plan(config, results["device"]), flush=True)
+        for part in config.parts:
+            print(f"\n{part}: {PARTS[part]} ...", flush=True)
+            start = time.perf_counter()
+            results |= MEASURES[part](setting)
+            spent = time.perf_counter() - start
+            results.setdefault("seconds", {})[part] = round(spent, 1)
+            print(f"took {spent:.0f} s\n\n{table(part, results)}", flush=True)
+            if config.json:
+                write_json(Path(config.json), results)
+    return results
+
+
+def plan(config: BenchmarkConfig, device: dict[str, Any]) -> str:
+    """Return what will be measured, and for how long, in a few lines."""
+    weights = "random weights" if config.random_weights else "its weights"
+    image = f"{config.image_size} pixels in" if config.prompt == "padding" else "a border prompt on"
+    canvas = f"a canvas of {config.canvas or 'its own size'}"
+    times = {part: len(config.architectures) if part == "architectures" else 1 for part in config.parts}
+    limit = sum(times.values()) * config.seconds
+    return "\n".join(
+        [
+            f"{device['name']}, {device['threads']} CPU threads",
+            f"{config.source} with {weights}, {image} {canvas}, batch {config.batch_size}, {config.precision}",
+            f"{', '.join(config.parts)}: {config.seconds:g} s each and {limit:g} s in all, "
+            f"or longer where {config.rounds} rounds and a round to warm up take longer",
+        ]
+    )
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Return what figures of time depend on: the device's type and name, and the CPU's threads."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    return {"type": device.type, "name": name, "threads": torch.get_num_threads()}
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,54 @@
+"""The paper's thirteen tasks on its four models: two files each, and nothing but the task differs."""
+
+from pathlib import Path
+
+import pytest
+
+from clipvp.config.parse import parse
+from clipvp.config.values import flat, to_dict
+from clipvp.registry import TASKS
+
+PAPER = Path(__file__).parents[2] / "recipes" / "configs" / "paper"
+MODELS = {  # source, prompt, optimiser, rate, schedule
+    "resnet18": ("timm:resnet18.tv_in1k", "padding", "adam", 0.01, "multistep"),
+    "resnet50": ("timm:resnet50.tv2_in1k", "padding", "adam", 0.01, "multistep"),
+    "resnext101_ig": ("timm:resnext101_32x8d.fb_wsl_ig1b_ft_in1k", "padding", "adam", 0.01, "multistep"),
+    "clip_vit_b32": ("open_clip:ViT-B-32-quickgelu/openai", "border", "sgd", 40.0, "cosine"),
+}
+TASK_SETTINGS = {  # image size, batch
+    "flowers102": (128, 128),
+    "dtd": (128, 64),
+    "ucf101": (128, 128),
+    "food101": (128, 128),
+    "gtsrb": (32, 128),
+    "eurosat": (128, 128),
+    "oxfordpets": (128, 64),
+    "stanfordcars": (128, 128),
+    "sun397": (128, 128),
+    "cifar10": (32, 128),
+    "cifar100": (32, 128),
+    "svhn": (32, 128),
+    "abide": (200, 64),
+}
+
+
+def test_there_is_a_file_for_each_and_no_other():
+    assert {path.stem for path in PAPER.glob("*.yaml")} == set(MODELS)
+    assert {path.stem for path in (PAPER / "tasks").glob("*.yaml")} == set(TASK_SETTINGS)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("task", TASK_SETTINGS)
+def test_every_task_on_every_model_resolves(task, model):
+    files = [f"--config={PAPER / f'{model}.yaml'}", f"--config={PAPER / 'tasks' / f'{task}.yaml'}"]
+    base, config = (parse("a test", arguments=arguments)[0] for arguments in (files[:1], files))
+    source, kind, name, lr, schedule = MODELS[model]
+    assert (config.source.name, config.prompt.kind) == (source, kind)
+    assert (config.optim.name, config.optim.lr, config.optim.schedule) == (name, lr, schedule)
+    assert config.train.epochs == 200 and config.train.protocol == "paper" and config.seed == 7
+    assert config.data.name == task and task in TASKS
+    assert (config.prompt.image_size, config.train.batch_size) == TASK_SETTINGS[task]
+    assert config.output == f"runs/{task}-{source.partition(':')[2].replace('/', '-')}-seed7"
+    ours, theirs = flat(to_dict(config)), flat(to_dict(base))
+    differ = {key for key in ours if ours[key] != theirs[key]}
+    assert differ <= {"data.name", "prompt.image_size", "train.batch_size", "output"}

@@ -1,0 +1,285 @@
+"""Every prompt is its formula, written out here with loops; it never touches the images it is given."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipvp.config.schema import PromptConfig
+from clipvp.images import Resize
+from clipvp.prompts.base import (
+    BorderPrompt,
+    FullPrompt,
+    NoPrompt,
+    PaddingPrompt,
+    PatchPrompt,
+    VisualPrompt,
+    build_prompt,
+)
+from clipvp.registry import PROMPTS, UserError
+
+STD = [0.25, 0.5, 0.125]
+MEAN = [0.5, 0.4, 0.3]
+SIDES = st.integers(1, 13)
+
+
+def filled(prompt: VisualPrompt, seed: int = 0) -> VisualPrompt:
+    """Give delta values everywhere, inside the mask and outside."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        prompt.delta.copy_(torch.randn(prompt.delta.shape, generator=generator))
+    return prompt
+
+
+def pictures(prompt: VisualPrompt, count: int = 2, seed: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, 3, *prompt.image_size, generator=generator)
+
+
+def some_prompts() -> dict[str, VisualPrompt]:
+    return {
+        "padding": PaddingPrompt((9, 12), (4, 7)),
+        "padding, no frame": PaddingPrompt((5, 5), (5, 5)),
+        "border": BorderPrompt((9, 12), 2),
+        "border, all": BorderPrompt((8, 8), 4),
+        "border, normalized": BorderPrompt((9, 7), 3, STD),
+        "border, clipped": BorderPrompt((7, 7), 2, None, True),
+        "patch": PatchPrompt((8, 11), 3, (2, 5)),
+        "patch, normalized": PatchPrompt((8, 11), 3, (5, 8), STD),
+        "full": FullPrompt((6, 9)),
+        "full, clipped": FullPrompt((6, 9), STD, True),
+    }
+
+
+# The formulas, pixel by pixel
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIDES, SIDES, st.data())
+def test_padding_is_its_formula(height, width, data):
+    h, w = data.draw(st.integers(1, height)), data.draw(st.integers(1, width))
+    prompt = filled(PaddingPrompt((height, width), (h, w)))
+    images = pictures(prompt)
+    top, left = (height - h + 1) // 2, (width - w + 1) // 2
+    bottom, right = (height - h) // 2, (width - w) // 2
+    assert (top + h + bottom, left + w + right) == (height, width)
+    frame = 1 / (1 + torch.exp(-prompt.delta.detach().double()))
+    expected = torch.empty(2, 3, height, width, dtype=torch.float64)
+    for y in range(height):
+        for x in range(width):
+            inside = top <= y < top + h and left <= x < left + w
+            expected[:, :, y, x] = images[:, :, y - top, x - left].double() if inside else frame[:, y, x]
+    torch.testing.assert_close(prompt(images).double(), expected, rtol=0, atol=1e-6)
+    inner = prompt(images)[:, :, top : top + h, left : left + w]
+    assert torch.equal(inner, images)  # the image itself, to the bit
+    assert prompt.num_trainable() == 3 * (height * width - h * w)
+
+
+@settings(max_examples=30, deadline=None)
+@given(SIDES, SIDES, st.data())
+def test_padding_acts_where_the_images_are_empty(height, width, data):
+    h, w = data.draw(st.integers(1, height)), data.draw(st.integers(1, width))
+    prompt = filled(PaddingPrompt((height, width), (h, w), empty="lower_triangle"))
+    above = torch.ones(h, w).triu(1)
+    images = pictures(prompt) * above  # nothing on the diagonal and below
+    top, left, bottom, right = prompt.box
+    inner, frame = prompt(images)[:, :, top:bottom, left:right], torch.sigmoid(prompt.delta)
+    expected = torch.where(above > 0, images, frame[:, top:bottom, left:right])
+    assert torch.equal(inner, expected)
+    assert prompt.num_trainable() == 3 * (height * width - int(above.sum()))
+    assert prompt.surroundings() is None  # the images do not stand in it unchanged
+    again = PaddingPrompt(**prompt.settings)
+    assert torch.equal(again.mask, prompt.mask)
+
+
+def test_a_task_says_where_its_images_are_empty():
+    config = PromptConfig(kind="padding", image_size=4)
+    assert build_prompt(config, (8, 8), STD, "lower_triangle").settings["empty"] == "lower_triangle"
+    assert "empty" not in build_prompt(config, (8, 8), STD).settings
+    border = PromptConfig(kind="border", width=2)
+    assert torch.equal(build_prompt(border, (8, 8), STD, "lower_triangle").mask, BorderPrompt((8, 8), 2).mask)
+    with pytest.raises(UserError, match="empty: unknown value 'upper'; .*lower_triangle"):
+        PaddingPrompt((8, 8), (4, 4), empty="upper")
+
+
+def test_padding_starts_grey_and_odd_rests_go_to_the_top_left():
+    prompt = PaddingPrompt((6, 5), (3, 2))
+    pixels = prompt(torch.ones(1, 3, 3, 2))[0, 0]
+    grey = 0.5
+    assert pixels.tolist() == [
+        [grey] * 5,
+        [grey] * 5,
+        [grey, grey, 1, 1, grey],
+        [grey, grey, 1, 1, grey],
+        [grey, grey, 1, 1, grey],
+        [grey] * 5,
+    ]
+
+
+def added(prompt, acts, scale, clip, images):
+    """Return ``x + delta * scale`` where ``acts(y, x)``, the plain way."""
+    expected = images.double().clone()
+    for y in range(prompt.canvas[0]):
+        for x in range(prompt.canvas[1]):
+            if acts(y, x):
+                for channel in range(3):
+                    expected[:, channel, y, x] += prompt.delta[channel, y, x].item() * scale[channel]
+    return expected.clamp(0, 1) if clip else expected
+
+
+ADDITIVE = settings(max_examples=40, deadline=None)
+SCALES = st.sampled_from([None, STD])
+
+
+@ADDITIVE
+@given(SIDES, SIDES, SCALES, st.booleans(), st.data())
+def test_border_is_its_formula(height, width, scale, clip, data):
+    wide = data.draw(st.integers(0, min(height, width) // 2))
+    prompt = filled(BorderPrompt((height, width), wide, scale, clip))
+    images = pictures(prompt)
+
+    def acts(y, x):
+        return y < wide or x < wide or y >= height - wide or x >= width - wide
+
+    expected = added(prompt, acts, scale or [1, 1, 1], clip, images)
+    torch.testing.assert_close(prompt(images).double(), expected, rtol=0, atol=1e-6)
+    assert prompt.num_trainable() == 3 * sum(acts(y, x) for y in range(height) for x in range(width))
+
+
+@ADDITIVE
+@given(SIDES, SIDES, SCALES, st.booleans(), st.data())
+def test_patch_is_its_formula(height, width, scale, clip, data):
+    size = data.draw(st.integers(1, min(height, width)))
+    top, left = data.draw(st.integers(0, height - size)), data.draw(st.integers(0, width - size))
+    prompt = filled(PatchPrompt((height, width), size, (top, left), scale, clip))
+    images = pictures(prompt)
+
+    def acts(y, x):
+        return top <= y < top + size and left <= x < left + size
+
+    expected = added(prompt, acts, scale or [1, 1, 1], clip, images)
+    torch.testing.assert_close(prompt(images).double(), expected, rtol=0, atol=1e-6)
+    assert prompt.num_trainable() == 3 * size * size
+
+
+@ADDITIVE
+@given(SIDES, SIDES, SCALES, st.booleans())
+def test_full_is_its_formula(height, width, scale, clip):
+    prompt = filled(FullPrompt((height, width), scale, clip))
+    images = pictures(prompt)
+    expected = added(prompt, lambda y, x: True, scale or [1, 1, 1], clip, images)
+    torch.testing.assert_close(prompt(images).double(), expected, rtol=0, atol=1e-6)
+    assert prompt.num_trainable() == 3 * height * width
+
+
+def test_none_gives_the_images_themselves_and_trains_nothing():
+    prompt = filled(NoPrompt((4, 6)))
+    images = pictures(prompt)
+    assert torch.equal(prompt(images), images)
+    assert prompt.num_trainable() == 0 and not prompt.delta.requires_grad
+
+
+@pytest.mark.parametrize("kind", ["border", "patch", "full"])
+def test_normalized_space_adds_delta_after_the_normalisation(kind):
+    config = PromptConfig(kind, width=2, patch_size=3, patch_position=[1, 2], space="normalized")
+    prompt = filled(build_prompt(config, (7, 9), STD))
+    images = pictures(prompt)
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    after = (images - mean) / std + prompt.delta * prompt.mask
+    torch.testing.assert_close((prompt(images) - mean) / std, after, rtol=1e-5, atol=1e-6)
+
+
+def test_pixels_leave_the_range_only_where_nobody_asked_to_clip():
+    for clip in (False, True):
+        prompt = FullPrompt((4, 4), clip=clip)
+        with torch.no_grad():
+            prompt.delta.fill_(3)
+        pixels = prompt(torch.full((1, 3, 4, 4), 0.5))
+        assert pixels.unique().tolist() == ([1.0] if clip else [3.5])
+
+
+# What holds for every prompt
+
+
+@pytest.mark.parametrize("name", some_prompts())
+def test_the_images_are_never_modified(name):
+    prompt = filled(some_prompts()[name])
+    images = pictures(prompt)
+    before = images.clone()
+    pixels = prompt(images)
+    pixels.sum().backward()
+    with torch.no_grad():
+        pixels.add_(1)  # nor do the pixels share their memory
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("name", some_prompts())
+def test_the_gradient_lives_where_the_mask_is_one(name):
+    prompt = filled(some_prompts()[name])
+    images = torch.full((2, 3, *prompt.image_size), 0.5)
+    with torch.no_grad():
+        prompt.delta.mul_(0.01)  # no pixel is clipped
+    prompt(images).sum().backward()
+    acts = prompt.mask.expand_as(prompt.delta) == 1
+    assert ((prompt.mask == 0) | (prompt.mask == 1)).all()
+    assert torch.equal(prompt.delta.grad != 0, acts)
+    assert prompt.num_trainable() == int(acts.sum())
+
+
+@pytest.mark.parametrize("name", some_prompts())
+def test_what_was_learned_is_what_is_added(name):
+    prompt = filled(some_prompts()[name])
+    learned = prompt.learned()
+    assert learned.shape == (3, *prompt.canvas) and not learned.requires_grad
+    if "clipped" not in name:
+        torch.testing.assert_close(prompt(torch.zeros(1, 3, *prompt.image_size))[0], learned)
+
+
+@pytest.mark.parametrize("name", some_prompts())
+def test_settings_build_the_prompt_again(name):
+    import json
+
+    prompt = filled(some_prompts()[name])
+    again = PROMPTS.get(prompt.kind)(**json.loads(json.dumps(prompt.settings)))
+    again.load_state_dict(prompt.state_dict())
+    images = pictures(prompt)
+    assert type(again) is type(prompt) and again.settings == prompt.settings
+    assert torch.equal(again(images), prompt(images))
+    assert list(prompt.state_dict()) == ["delta"]
+
+
+@pytest.mark.parametrize("name", some_prompts())
+@pytest.mark.parametrize("shape", [(2, 3, 5, 3), (3, 9, 12), (1, 1, 9, 12), (1, 3, 100, 100)])
+def test_images_of_another_shape_are_refused(name, shape):
+    prompt = some_prompts()[name]
+    with pytest.raises(ValueError, match=rf"takes images \(B, 3, {prompt.image_size[0]}, "):
+        prompt(torch.zeros(shape))
+
+
+# Configs
+
+
+@pytest.mark.parametrize("kind", PROMPTS.names())
+def test_every_registered_prompt_is_built_from_a_config(kind):
+    prompt = build_prompt(PromptConfig(kind, width=3, patch_size=4), (10, 12), STD)
+    assert prompt.kind == kind and prompt.canvas == (10, 12)
+    assert (prompt.delta == 0).all()
+    own = Resize((10, 12), "crop", 0.9, "bicubic")
+    resize = prompt.resize(own)
+    assert resize.size == prompt.image_size
+    assert resize == (Resize((5, 6), "squash") if kind == "padding" else own)
+
+
+@pytest.mark.parametrize(
+    "config, words",
+    [
+        (PromptConfig("padding", image_size=11), ["prompt.image_size", "11x11", "10x12"]),
+        (PromptConfig("border", width=6), ["prompt.width", "6", "10x12"]),
+        (PromptConfig("patch", patch_size=11), ["prompt.patch_size", "11", "10x12"]),
+        (PromptConfig("patch", patch_size=4, patch_position=[7, 0]), ["4", "[7, 0]", "10x12"]),
+    ],
+)
+def test_what_does_not_fit_the_canvas_is_refused_by_name(config, words):
+    with pytest.raises(UserError) as error:
+        build_prompt(config, (10, 12), STD)
+    assert all(word in str(error.value) for word in words)

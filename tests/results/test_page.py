@@ -1,0 +1,189 @@
+"""The page of runs: from their files only, of any names, one file without network, and its tables sort."""
+
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+from conftest import photo
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clipvp import RunConfig, UserError
+from clipvp.config.values import to_dict
+from clipvp.results.page import write_page
+from clipvp.results.page.curves import curves_svg, nice_ticks, whole_ticks
+from clipvp.results.page.runs import differing, read_runs
+
+NASTY = "<img src=x onerror=alert(1)> & \"q\" 'é' </script>"
+
+
+def make_run(folder, acc1: float, seed: int = 0, epochs: int = 3, **overrides):
+    config = to_dict(RunConfig(seed=seed))
+    config["optim"] |= overrides
+    score = {"acc1": acc1, "acc5": None, "mean_per_class_recall": acc1 / 2, "n": 40}
+    none = {"acc1": None, "acc5": None, "mean_per_class_recall": None, "n": 0}
+    table = [
+        {"class": NASTY, "label": "tench", "index": 0, "count": 3, "share": 0.3, "acc1": acc1},
+        {"class": "two", "label": None, "index": -1, "count": None, "share": None, "acc1": None},
+        {"class": "ten", "label": "drake", "index": 9, "count": 20, "share": 0.9, "acc1": 1.0},
+    ]
+    results = {
+        "task": "digits",
+        "seed": seed,
+        "num_train": 300,
+        "split_hash": f"hash{seed}",
+        "metrics": {"test.last": score, "test.best_val": none, "val.best": none},
+        "mapping_table": table,
+        "seconds": {"training": 90.0},
+        "run_info": {"versions": {"torch": "2"}, "device": "cpu"},
+        "data": {"class_names": [NASTY], "from": "here"},
+        "config": config,
+    }
+    (folder / "plots").mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(results))
+    rows = [{"epoch": e + 1, "train_loss": 1 / (e + 1), "train_acc1": e / 10} for e in range(epochs)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    photo(8, 8).save(folder / "plots" / "prompt.png")
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return [
+        make_run(tmp_path / "a & b", 0.5),
+        make_run(tmp_path / "c" / "seed1", 0.75, seed=1, lr=0.5),
+        make_run(tmp_path / NASTY.replace("/", "_"), 0.25),
+    ]
+
+
+class Reader(HTMLParser):
+    """What a page would load, and the tags that it leaves open."""
+
+    def __init__(self):
+        super().__init__()
+        self.loads, self.open, self.tags = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.loads += [v for k, v in attributes if k in ("src", "href", "srcset", "data", "action")]
+        assert not any(key.startswith("on") for key, _ in attributes)
+        if tag not in ("meta", "link", "img", "line", "circle", "polyline"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in ("line", "circle", "polyline"):
+            assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_page_is_one_whole_file_that_loads_nothing(number, runs, tmp_path):
+    path = write_page(runs[:number], None if number == 1 else tmp_path / "all.html")
+    assert path == (runs[0] / "report.html" if number == 1 else tmp_path / "all.html")
+    text = path.read_text(encoding="utf-8")
+    reader = Reader()
+    reader.feed(text)
+    assert reader.open == [] and reader.tags.count("script") == 1
+    assert all(address.startswith("data:") for address in reader.loads)
+    assert reader.tags.count("img") == number
+    assert (
+        text.count('alt="The prompt, and how far each pixel moved from its start" width="4" height="4"')
+        == number
+    )
+    assert NASTY not in text and html.escape(NASTY) in text
+    assert "50.0 %" in text and "NaN" not in text and "None" not in text
+
+
+def test_a_comparison_shows_each_run_and_what_differs(runs, tmp_path):
+    text = write_page(runs, tmp_path / "all.html").read_text(encoding="utf-8")
+    for name in ("a &amp; b", "c/seed1", "75.0 %", "optim.lr", "split hashes differ"):
+        assert name in text
+    assert dict(differing(read_runs(runs))) == {"optim.lr": [0.01, 0.5, 0.01], "seed": [0, 1, 0]}
+
+
+def test_what_is_no_run_is_told(runs, tmp_path):
+    with pytest.raises(UserError, match="results.json is missing; did you mean '.*/c/seed1'?"):
+        write_page([tmp_path])
+    with pytest.raises(UserError, match="results.json is missing$"):
+        write_page([runs[0] / "plots"])
+    with pytest.raises(UserError, match="given twice"):
+        write_page([runs[0], runs[0]])
+    (runs[0] / "metrics.jsonl").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        write_page([runs[0]])
+    (runs[1] / "results.json").write_text("[]")
+    with pytest.raises(UserError, match="not those of a run"):
+        write_page([runs[1]])
+
+
+@given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
+def test_ticks_enclose_their_values(low, room):
+    high = low + room
+    ticks = nice_ticks(low, high)
+    slack = 1e-6 * (ticks[1] - ticks[0])
+    assert ticks[0] <= low + slack and high - slack <= ticks[-1] and 2 <= len(ticks) <= 12
+    assert ticks == sorted(set(ticks))
+
+
+@given(st.integers(1, 3000), st.integers(0, 3000))
+def test_epochs_are_named_by_whole_numbers(first, more):
+    ticks = whole_ticks(first, first + more)
+    assert len(ticks) <= 10 and all(first <= tick <= first + more for tick in ticks)
+
+
+def test_one_epoch_and_one_value_make_a_chart():
+    svg = curves_svg("a < b", [("x", [(1, 0.5)]), ("empty", [])], share=True)
+    assert svg.count("<circle") == 1 and "a &lt; b" in svg and "nan" not in svg
+
+
+CLICKS = """
+<script>
+const table = document.querySelector("table");
+const read = (column) => [...table.tBodies[0].rows].map((row) => row.cells[column].innerText.trim());
+const heads = [...table.tHead.rows[0].cells];
+const score = heads.findIndex((head) => head.innerText.startsWith("test, last"));
+const seen = [];
+for (const column of [score, score, 0, 0]) {
+  heads[column].querySelector("button").click();
+  seen.push([heads[column].getAttribute("aria-sort"), ...read(column)]);
+}
+const wide = document.documentElement.scrollWidth > document.documentElement.clientWidth;
+const pictures = [...document.images].map((image) => image.naturalWidth);
+document.title = JSON.stringify({ seen, wide, pictures });
+</script>
+"""
+
+
+@pytest.fixture
+def chromium() -> str:
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        without = pytest.fail if os.environ.get("CI") else pytest.skip
+        without("the page is not looked at: no chromium and no google-chrome is installed")
+    return found
+
+
+def test_in_a_browser_the_table_sorts_and_nothing_complains(chromium, runs, tmp_path):
+    path = write_page(runs, tmp_path / "all.html")
+    path.write_text(path.read_text(encoding="utf-8").replace("</body>", CLICKS + "</body>"), encoding="utf-8")
+    switches = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
+    switches += " disable-component-update disable-sync dump-dom enable-logging=stderr window-size=500,900"
+    command = [
+        chromium,
+        *(f"--{switch}" for switch in switches.split()),
+        f"--user-data-dir={tmp_path / 'user'}",
+    ]
+    done = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "CONSOLE" not in done.stderr, done.stderr
+    found = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)[1]))
+    down, up, names, back = found["seen"]
+    assert down == ["descending", "75.0 %", "50.0 %", "25.0 %"]
+    assert up == ["ascending", "25.0 %", "50.0 %", "75.0 %"]
+    assert names[0] == "ascending" and back[0] == "descending" and names[1:] == back[:0:-1]
+    assert found["pictures"] == [8, 8, 8]
+    assert not found["wide"]  # the page itself never scrolls sideways
