@@ -1,4 +1,4 @@
-"""From a config to what it describes: a source, a label space, an untrained classifier."""
+"""From a config and a task to what they describe: a source, a label space, an untrained classifier."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 import torch
 
 from .config.schema import MappingConfig, RunConfig, SourceConfig
+from .data.task import Task
 from .labels.space import LabelSpace
 from .labels.templates import PAPER_FIRST, resolve_templates, text_class_names
-from .mappings.base import build_mapping
 from .model import PromptedClassifier
 from .prompts.base import build_prompt
-from .registry import UserError
+from .registry import MAPPINGS, UserError
 from .sources.base import Source
-from .sources.load import load_source
+from .sources.load import load_source, source_options
 
 
 def source_from_config(
@@ -31,6 +31,7 @@ def source_from_config(
         revision=config.revision,
         local_files_only=config.local_files_only,
         device=device,
+        **source_options(config),
     )
     if config.compile:
         source.compile_network()
@@ -46,23 +47,30 @@ def text_label_space(config: MappingConfig, class_names: Sequence[str]) -> Label
 
 
 def build_classifier(
-    config: RunConfig,
-    class_names: Sequence[str],
-    device: str | torch.device | None = None,
-    empty: str | None = None,
+    config: RunConfig, task: Task, device: str | torch.device | None = None
 ) -> PromptedClassifier:
-    """Return the untrained classifier that a config describes.
+    """Return the untrained classifier that a config describes for a task.
 
     Args:
-        config: ``source``, ``prompt``, ``mapping`` and ``seed`` rule.
-        class_names: The task's.
+        config: ``source``, ``prompt``, ``mapping`` and ``seed`` are used.
+        task: Gives the class names, and where its images are empty, so that a padding prompt acts there too.
         device: Where it runs; the CPU when None.
-        empty: Where the task's images hold nothing (``Task.empty``), so that a padding prompt acts there too.
+
+    Raises:
+        UserError: Parts of the config do not fit the source or the task.
     """
-    source = source_from_config(config.source, lambda: text_label_space(config.mapping, class_names), device)
+    names = task.class_names
+    source = source_from_config(config.source, lambda: text_label_space(config.mapping, names), device)
     if config.mapping.templates is not None and not source.labels.is_text:
         raise UserError(f"mapping.templates: {source.name!r} has a closed label set and no text tower")
-    prompt = build_prompt(config.prompt, source.canvas, source.preprocessing.std, empty)
-    mapping = build_mapping(config.mapping, source.labels, class_names, config.seed)
+    wanted = MAPPINGS.get(config.mapping.kind).takes
+    if config.source.outputs not in (None, wanted):
+        raise UserError(
+            f"source.outputs: {config.source.outputs} does not go with mapping.kind {config.mapping.kind!r}, "
+            f"which takes {wanted}"
+        )
+    source.outputs = wanted
+    prompt = build_prompt(config.prompt, source, task.empty)
+    mapping = MAPPINGS.get(config.mapping.kind).from_config(config.mapping, source, names, config.seed)
     share = config.prompt.share_border
-    return PromptedClassifier(prompt, source, mapping, class_names, share).to(source.mean.device)
+    return PromptedClassifier(prompt, source, mapping, names, share).to(source.mean.device)

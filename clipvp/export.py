@@ -1,6 +1,6 @@
-"""A classifier as one ONNX file: from uint8 images to scores of the target classes, the frozen source inside.
+"""A classifier as one ONNX file: from uint8 images to scores of the target classes, the frozen source included.
 
-What leaves here has been run by onnxruntime and compared with the classifier itself.
+Each exported file is run by onnxruntime and compared with the classifier before it is written.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Graph(nn.Module):
 
 @torch.no_grad()
 def export_onnx(classifier: PromptedClassifier, path: str | Path, logits: bool = False) -> float:
-    """Write a classifier as an ONNX file and hold it against onnxruntime.
+    """Write a classifier as an ONNX file and compare it with onnxruntime's results.
 
     Its input is ``images``, uint8 (B, h, w, 3), RGB, any B, already brought to the prompt's image size as
     ``classifier.resize`` does; its output is (B, T). The metadata holds ``class_names`` and ``preprocessing`` (JSON).
@@ -49,18 +49,18 @@ def export_onnx(classifier: PromptedClassifier, path: str | Path, logits: bool =
     Args:
         classifier: On the CPU, in fp32, and made with ``share_border=False``.
         path: Ends in .onnx.
-        logits: Give the target logits in the place of probabilities.
+        logits: Give target logits instead of probabilities.
 
     Returns:
-        The largest difference that was seen.
+        The largest difference found.
 
     Raises:
         UserError: A package is missing, the network cannot be exported, or the two differ by more than 1e-4.
     """
     path = Path(path)
     if path.suffix.lower() != ".onnx":
-        raise UserError(f"{str(path)!r} is no name of an ONNX file; give one that ends in .onnx")
-    if classifier.shares_border:
+        raise UserError(f"{str(path)!r} does not end in .onnx")
+    if classifier.share_border:
         raise ValueError("make the classifier with share_border=False: a graph holds whole maps")
     if classifier.source.precision != "fp32" or classifier.device.type != "cpu":
         raise ValueError("a classifier is exported on the CPU in fp32")
@@ -81,7 +81,7 @@ def export_onnx(classifier: PromptedClassifier, path: str | Path, logits: bool =
                     verbose=False,
                 )
                 program.save(file)
-        except Exception as error:  # the exporter has many errors of its own
+        except Exception as error:  # the exporter raises many types
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"source {classifier.source.name!r} cannot be exported: {reason}") from error
         model = onnx.load(file)
@@ -135,7 +135,7 @@ def _difference(session, graph: nn.Module, images: Tensor) -> float:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide what the exporter tells of its own workings; its errors pass."""
+    """Hide the exporter's messages, but not its errors."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
     levels = [logger.level for logger in loggers]
     try:

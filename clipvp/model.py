@@ -9,31 +9,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .artifact.save import SavedPrompt, artifact_tensors
+from .artifact.save import artifact_tensors, load_prompt, push_prompt, save_prompt
 from .images import Resize, to_rgb
 from .mappings.base import LabelMapping
 from .prompts.base import VisualPrompt
-from .sharing import PairNetwork
-from .sharing.network import Held
-from .sources.base import Source
+from .registry import UserError
+from .sources.base import SharedBorder, Source
 
 
-class PromptedClassifier(nn.Module, SavedPrompt):
+class PromptedClassifier(nn.Module):
     """A frozen source made a classifier of the target task.
 
-    ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` work as for any model of the hub; only prompt and
-    mapping are saved, and reading them is this class's own: strict, and never by what a config says of arguments.
-
     Args:
-        prompt: Images (B, 3, h, w) in [0, 1] to pixels (B, 3, H, W).
-        source: Pixels to source logits (B, S).
-        mapping: Source logits to target logits (B, T).
+        prompt: Images (B, 3, h, w) in [0, 1] to pixels (V*B, 3, H, W).
+        source: Pixels to source logits (B, S) or features (B, D), as ``source.outputs`` says.
+        mapping: What the source gives to target logits (B, T).
         class_names: The T target classes, in the order of the target logits.
-        share_border: Compute what the network makes of an image's surroundings, which a padding prompt has in
-            common for all images, once a batch and not once an image. The result is the same up to rounding.
+        share_border: Let the source compute once a batch, not once an image, what all prompted images have in common
+            (``prompt.surroundings``). The result is the same up to rounding.
 
     Attributes:
-        results: What the run that trained it found, ready for JSON; saved along, for the model card.
+        results: Results of the run that trained it, ready for JSON; saved along, for the model card.
+        folder: The folder it was loaded from, with its pictures; None when it was not loaded.
     """
 
     def __init__(
@@ -47,17 +44,19 @@ class PromptedClassifier(nn.Module, SavedPrompt):
         super().__init__()
         if prompt.canvas != tuple(source.canvas):
             raise ValueError(f"the prompt's canvas {prompt.canvas} is not the source's {source.canvas}")
-        if mapping.num_source != len(source.labels) or mapping.num_target != len(class_names):
+        if mapping.takes != source.outputs:
+            raise ValueError(f"the mapping takes {mapping.takes}, and the source gives {source.outputs}")
+        size = len(source.labels) if mapping.takes == "logits" else source.num_features
+        if mapping.num_source != size or mapping.num_target != len(class_names):
             raise ValueError(
-                f"a mapping of {mapping.num_source} labels to {mapping.num_target} classes does not fit "
-                f"{len(source.labels)} labels and {len(class_names)} classes"
+                f"a mapping of {mapping.num_source} {mapping.takes} to {mapping.num_target} classes does not fit "
+                f"{size} {mapping.takes} and {len(class_names)} classes"
             )
         self.prompt, self.source, self.mapping = prompt, source, mapping
         self.class_names = list(class_names)
-        self._pair_network = PairNetwork(source.network) if share_border else None
+        self.share_border = share_border
         self.results: dict[str, Any] | None = None
-        self._home: Path | None = None  # the folder it was loaded from, where its pictures lie
-        self._held: Held | None = None  # the surroundings' part of the work, while the prompt stands still
+        self.folder: Path | None = None
 
     @property
     def resize(self) -> Resize:
@@ -65,45 +64,52 @@ class PromptedClassifier(nn.Module, SavedPrompt):
         return self.prompt.resize(self.source.resize)
 
     @property
-    def is_prompt(self) -> bool:
-        """Whether the source is frozen, so that prompt and mapping are all that was learned."""
+    def source_is_frozen(self) -> bool:
+        """Whether only prompt and mapping train; else the source is fine-tuned."""
         return not any(parameter.requires_grad for parameter in self.source.parameters())
 
     @property
-    def shares_border(self) -> bool:
-        return self._pair_network is not None
-
-    @property
     def device(self) -> torch.device:
-        return self.prompt.delta.device
+        return self.source.mean.device
 
-    def source_logits(self, images: Tensor) -> Tensor:
-        """Return source logits (B, S) float32 of images (B, 3, h, w) in [0, 1]."""
-        common = self.prompt.surroundings() if self._pair_network is not None and self.is_prompt else None
+    def source_outputs(self, images: Tensor) -> Tensor:
+        """Return what the mapping takes of images (B, 3, h, w) in [0, 1]: logits (B, S) or features (B, D), float32."""
+        common = self.prompt.surroundings() if self.share_border and self.source_is_frozen else None
         if common is None:
-            return self.source(self.prompt(images))
-        surroundings, box = common
-        shared, region = self.source.normalize(surroundings), self.source.normalize(images)
-        if not torch.is_grad_enabled():
-            if self._held is None or not self._held.fresh:
-                self._held = self._pair_network.hold(shared, self.prompt.delta)
-            shared = self._held
-        return self.source.logits(self.source.run(self._pair_network, shared, region, box))
+            pixels = self.prompt(images)
+        else:
+            made_from = (*self.prompt.parameters(), *self.prompt.buffers())
+            pixels = SharedBorder(common[0], images, common[1], made_from)
+        outputs = self.source.encode(pixels) if self.source.outputs == "features" else self.source(pixels)
+        return self.prompt.merge(outputs)
+
+    def source_logits(self, outputs: Tensor) -> Tensor:
+        """Return source logits (B, S) of what ``source_outputs`` gave."""
+        return self.source.score(outputs) if self.source.outputs == "features" else outputs
 
     def forward(self, images: Tensor) -> Tensor:
         """Return target logits (B, T) float32 of images (B, 3, h, w) in [0, 1]."""
-        return self.mapping(self.source_logits(images))
+        return self.mapping(self.source_outputs(images))
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return the parameters that train by group: of the prompt, of the mapping, and ``source`` when it trains."""
+        groups = {
+            **self.prompt.parameter_groups(),
+            **self.mapping.parameter_groups(),
+            "source": [parameter for parameter in self.source.parameters() if parameter.requires_grad],
+        }
+        return {name: parameters for name, parameters in groups.items() if parameters}
 
     def num_trainable(self) -> int:
-        """Return how many numbers training can change to an effect."""
-        others = [p for p in self.parameters() if p.requires_grad and p is not self.prompt.delta]
-        own = self.prompt.num_trainable() if self.prompt.delta.requires_grad else 0
-        return own + sum(parameter.numel() for parameter in others)
+        """Return the number of effective trainable parameters."""
+        others = [*self.mapping.parameters(), *self.source.parameters()]
+        own = sum(parameter.numel() for parameter in others if parameter.requires_grad)
+        return own + self.prompt.num_trainable()
 
     def trained_state(self) -> dict[str, Tensor]:
         """Return what training changes, by name: the prompt, the mapping, and the source if it trains."""
         state = artifact_tensors(self)
-        if not self.is_prompt:
+        if not self.source_is_frozen:
             state |= {f"source.{name}": value for name, value in self.source.state_dict().items()}
         return state
 
@@ -129,30 +135,115 @@ class PromptedClassifier(nn.Module, SavedPrompt):
 
         Returns:
             For each image the best classes first, each ``{"label", "score", "source_label"}``; scores are
-            the softmax of the target logits, in [0, 1].
+            the softmax of the target logits, in [0, 1]; the source label is None where the mapping has none.
 
         Raises:
-            clipvp.images.ImageError: Something is no readable image.
+            clipvp.images.ImageError: Something is not a readable image.
         """
         many = list(images) if isinstance(images, Iterable) and _is_batch(images) else [images]
-        resize, index = self.resize, self.mapping.source_index.tolist()
-        results = []
+        names = [
+            self.source.labels.names[i] if i >= 0 else None
+            for i in self.mapping.links(1).index[:, 0].tolist()
+        ]
+        resize, results = self.resize, []
         for start in range(0, len(many), batch_size):
             arrays = [torch.from_numpy(resize(to_rgb(image))) for image in many[start : start + batch_size]]
             batch = torch.stack(arrays).permute(0, 3, 1, 2).to(self.device, torch.float32) / 255
             scores, classes = self(batch).softmax(1).topk(min(top_k, len(self.class_names)), dim=1)
-            for row_scores, row in zip(scores.tolist(), classes.tolist(), strict=True):
-                results.append(
-                    [
-                        {
-                            "label": self.class_names[c],
-                            "score": score,
-                            "source_label": self.source.labels.names[index[c]],
-                        }
-                        for score, c in zip(row_scores, row, strict=True)
-                    ]
-                )
+            results += [
+                [
+                    {"label": self.class_names[c], "score": score, "source_label": names[c]}
+                    for score, c in zip(row_scores, row, strict=True)
+                ]
+                for row_scores, row in zip(scores.tolist(), classes.tolist(), strict=True)
+            ]
         return results
+
+    def save_pretrained(
+        self, folder: str | Path, *, push_to_hub: bool = False, repo_id: str | None = None, **options: Any
+    ) -> str | None:
+        """Write prompt and mapping, without the source, as ``config.json`` and ``model.safetensors``, and a model card.
+
+        Args:
+            folder: Made where it is missing.
+            push_to_hub: Push to the hub too.
+            repo_id: ``ORG/NAME``, for ``push_to_hub``; the folder's name when empty.
+            options: What ``push_to_hub`` takes.
+
+        Returns:
+            The address of the commit where it was pushed, else None.
+
+        Raises:
+            UserError: The source's own weights train, or ``folder`` is a file.
+        """
+        save_prompt(self, Path(folder))
+        return self.push_to_hub(repo_id or Path(folder).name, **options) if push_to_hub else None
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Write the prompt to a repository of the hub, made where it is missing, in one commit.
+
+        Where the source is a local folder, only the folder's own name is published, and a warning says what others
+        need.
+
+        Args:
+            repo_id: ``ORG/NAME``.
+            options: private, branch, create_pr, commit_message and token, as in huggingface_hub.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            UserError: The hub cannot be reached or refuses.
+        """
+        return push_prompt(self, repo_id, **options)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        prompt: str | Path,
+        *,
+        source: str | None = None,
+        revision: str | None = None,
+        precision: str = "fp32",
+        device: str | torch.device | None = None,
+        share_border: bool = True,
+        local_files_only: bool = False,
+        **download: Any,
+    ) -> PromptedClassifier:
+        """Load a prompt that ``save_pretrained`` wrote, and its source by the name it was trained with.
+
+        Args:
+            prompt: A folder, which comes first, or a hub id ``ORG/NAME``.
+            source: Overrides the saved source name, for a model that is in another folder here; its weights and
+                preprocessing must be the same.
+            revision: Branch, tag or commit of the prompt on the hub; the source's own is saved in the prompt.
+            precision: fp32, bf16 or fp16, of the frozen network only.
+            device: Where it runs; the CPU when None.
+            share_border: As for the class.
+            local_files_only: Take what the local hub cache holds, of prompt and source.
+            download: token, cache_dir and force_download, for the prompt's own files.
+
+        Raises:
+            UserError: The prompt is missing, damaged or needs a plug-in, or the source cannot be loaded or has other
+                weights or preprocessing.
+        """
+        parts = load_prompt(
+            prompt,
+            source=source,
+            revision=revision,
+            precision=precision,
+            device=device,
+            local_files_only=local_files_only,
+            **download,
+        )
+        try:
+            classifier = cls(parts.prompt, parts.source, parts.mapping, parts.class_names, share_border)
+        except ValueError as error:
+            raise UserError(
+                f"prompt {str(prompt)!r}: config.json does not describe a prompt: {error}"
+            ) from error
+        classifier.results, classifier.folder = parts.results, parts.folder
+        return classifier.to(classifier.device).eval()
 
 
 def _is_batch(images: Any) -> bool:

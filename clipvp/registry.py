@@ -1,19 +1,26 @@
 """Names that users type, and the errors they get when a name or a value is wrong.
 
-This room imports nothing heavy: a refused name must cost no torch import. An entry is written as
-``"package.module:attribute"`` and imported when it is first asked for.
+This module imports nothing heavy: an error about a name must not wait for torch. A built-in entry is an ``Entry``,
+which says where its code is and is imported when it is first used.
 """
 
 from __future__ import annotations
 
+import ast
 import difflib
+import sys
 from collections.abc import Iterable
+from functools import cache
 from importlib import import_module
-from typing import Any
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_LARGEST = 3.4e38  # what float32 holds
 
 
 class UserError(ValueError):
-    """Something the user gave is wrong; the message alone must be enough to mend it."""
+    """Something the user gave is wrong; the message alone must be enough to correct it."""
 
 
 def nearest(value: str, allowed: Iterable[str]) -> str:
@@ -31,97 +38,190 @@ def check_choice(what: str, value: str, allowed: Iterable[str]) -> None:
         raise UserError(f"{what}: unknown value {value!r}; {nearest(value, allowed)}")
 
 
+def check_positive(what: str, value: float | None, zero: bool = False) -> None:
+    """Raise ``UserError`` when a number is not above 0, or not 0 or more with ``zero``; None passes."""
+    if value is not None and not (0 <= value <= _LARGEST and (zero or value != 0)):  # not-a-number fails too
+        limits = f"{'>= 0' if zero else '> 0'}{f', at most {_LARGEST:g}' if value > 0 else ''}"
+        raise UserError(f"{what}: {value} is not allowed; give a number {limits}")
+
+
+class Entry(NamedTuple):
+    """Where a built-in entry is: a module, a class or function in it, and the dataclass of its config keys."""
+
+    module: str
+    name: str
+    config: str | None = None
+
+
 class Registry:
-    """A table from a name to a class or function.
+    """A table from a name to a class or function, and to the dataclass of its config keys.
 
     Args:
         what: What the entries are, in the singular, for error messages ("prompt").
-        entries: Name to ``"package.module:attribute"``.
+        entries: The built-in ones.
     """
 
-    def __init__(self, what: str, entries: dict[str, str]):
+    def __init__(self, what: str, entries: dict[str, Entry]):
         self.what = what
-        self._entries: dict[str, Any] = dict(entries)
+        self._entries = dict(entries)
+        self._loaded: dict[str, Any] = {}
+        self._configs: dict[str, type | None] = {}
 
     def names(self) -> list[str]:
-        return sorted(self._entries)
+        return sorted(self._entries.keys() | self._loaded.keys())
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._entries
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and (name in self._entries or name in self._loaded)
 
     def check(self, name: str) -> None:
         """Raise ``UserError`` with the nearest names when ``name`` is not registered."""
-        if name not in self._entries:
+        if name not in self:
             raise UserError(f"unknown {self.what} {name!r}; {nearest(name, self.names())}")
 
     def get(self, name: str) -> Any:
-        """Return the entry, importing it at its first use."""
+        """Return the class or function of a name; a built-in one is imported at its first use."""
         self.check(name)
-        entry = self._entries[name]
-        if isinstance(entry, str):
-            module, _, attribute = entry.partition(":")
-            entry = self._entries[name] = getattr(import_module(module), attribute)
+        if name not in self._loaded:
+            entry = self._entries[name]
+            self._loaded[name] = getattr(import_module(entry.module), entry.name)
+        return self._loaded[name]
+
+    def config(self, name: str) -> type | None:
+        """Return the dataclass of a name's config keys, without importing torch; None where it has none of its own."""
+        self.check(name)
+        if name not in self._configs:
+            entry = self._entries[name]
+            self._configs[name] = _class_alone(entry.module, entry.config) if entry.config else None
+        return self._configs[name]
+
+    def plugin(self, name: str) -> str | None:
+        """Return the file or module that registered a name from outside; None for a built-in name."""
+        if name in self._entries or name not in self._loaded:
+            return None
+        module = self._loaded[name].__module__
+        file = getattr(sys.modules.get(module), "__file__", None)
+        return Path(file).name if file and "." not in module else module
+
+    def register(self, name: str, entry: Any = None, *, config: type | None = None):
+        """Add an entry, as a call or as a decorator; a name that is taken is refused.
+
+        Args:
+            name: What users type.
+            entry: The class or function. A class gets ``name`` as its ``kind``.
+            config: The dataclass of its config keys, a subclass of the section's own dataclass.
+        """
+        if entry is None:
+            return lambda decorated: self.register(name, decorated, config=config)
+        if name in self:
+            raise ValueError(f"{self.what} {name!r} is registered already")
+        if isinstance(entry, type):
+            entry.kind = name
+        self._loaded[name], self._configs[name] = entry, config
         return entry
 
-    def register(self, name: str, entry: Any = None):
-        """Add an entry, as a call or as a decorator; a name that is taken is refused."""
-        if entry is None:
-            return lambda decorated: self.register(name, decorated)
-        if name in self._entries:
-            raise ValueError(f"{self.what} {name!r} is registered already")
-        self._entries[name] = entry
-        return entry
+    def unregister(self, name: str) -> None:
+        """Remove an entry that ``register`` added."""
+        if name not in self._entries:
+            self._loaded.pop(name, None)
+            self._configs.pop(name, None)
+
+
+@cache
+def _class_alone(module: str, name: str) -> Any:
+    """Return a class of a module without running the rest of the module, which may import torch.
+
+    Only the class itself runs, and the imports and definitions that it uses; what it uses of other modules of the same
+    folder is read in the same way.
+    """
+    if module in sys.modules:
+        return getattr(sys.modules[module], name)
+    package = module.rpartition(".")[0]
+    spec = find_spec(module)
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    # Named after the package, which is imported: dataclasses look their module up.
+    space: dict[str, Any] = {"__name__": package, "__package__": package}
+    wanted, kept = {name, "annotations"}, []
+    for node in reversed(tree.body):  # what a definition uses is above it
+        if not (found := wanted & _bound(node)):
+            continue
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            space |= {used: _class_alone(f"{package}.{node.module}", used) for used in found}
+        else:
+            kept.append(node)
+            wanted |= {used.id for used in ast.walk(node) if isinstance(used, ast.Name)}
+    exec(compile(ast.Module(kept[::-1], []), spec.origin, "exec"), space)
+    return space[name]
+
+
+def _bound(node: ast.stmt) -> set[str]:
+    """Return the names that a statement of a module binds."""
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        return {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+    if isinstance(node, ast.Assign):
+        return {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return {node.name} if isinstance(node, (ast.ClassDef, ast.FunctionDef)) else set()
 
 
 PROMPTS = Registry(
     "prompt",
     {
-        "padding": "clipvp.prompts.base:PaddingPrompt",
-        "border": "clipvp.prompts.base:BorderPrompt",
-        "patch": "clipvp.prompts.base:PatchPrompt",
-        "full": "clipvp.prompts.base:FullPrompt",
-        "none": "clipvp.prompts.base:NoPrompt",
+        "padding": Entry("clipvp.prompts.padding", "PaddingPrompt", "PaddingConfig"),
+        "border": Entry("clipvp.prompts.border", "BorderPrompt", "BorderConfig"),
+        "patch": Entry("clipvp.prompts.patch", "PatchPrompt", "PatchConfig"),
+        "full": Entry("clipvp.prompts.full", "FullPrompt", "FullConfig"),
+        "none": Entry("clipvp.prompts.none", "NoPrompt", "NoPromptConfig"),
     },
 )
 MAPPINGS = Registry(
     "mapping",
     {
-        "random": "clipvp.mappings.base:RandomMapping",
-        "frequency": "clipvp.mappings.base:FrequencyMapping",
-        "identity": "clipvp.mappings.base:IdentityMapping",
+        "random": Entry("clipvp.mappings.random", "RandomMapping", "RandomConfig"),
+        "frequency": Entry("clipvp.mappings.frequency", "FrequencyMapping", "FrequencyConfig"),
+        "identity": Entry("clipvp.mappings.identity", "IdentityMapping", "IdentityConfig"),
     },
+)
+OPTIMIZERS = Registry(
+    "optimiser",
+    {
+        "adam": Entry("clipvp.training.optim", "adam", "AdamConfig"),
+        "adamw": Entry("clipvp.training.optim", "adamw", "AdamWConfig"),
+        "sgd": Entry("clipvp.training.optim", "sgd", "SGDConfig"),
+    },
+)
+GRADIENTS = Registry(
+    "gradient rule", {"backpropagation": Entry("clipvp.training.gradients", "Backpropagation")}
 )
 AUGMENTATIONS = Registry(
     "augmentation",
     {
-        "none": "clipvp.data.augment.basic:none",
-        "flip": "clipvp.data.augment.basic:flip",
-        "crop_flip": "clipvp.data.augment.basic:crop_flip",
-        "trivial": "clipvp.data.augment.trivial:trivial",
+        "none": Entry("clipvp.data.augment.basic", "none"),
+        "flip": Entry("clipvp.data.augment.basic", "flip"),
+        "crop_flip": Entry("clipvp.data.augment.basic", "crop_flip"),
+        "trivial": Entry("clipvp.data.augment.trivial", "trivial"),
     },
 )
 SOURCES = Registry(
     "source scheme",
     {
-        "timm": "clipvp.sources.closed:load_timm",
-        "hf": "clipvp.sources.hf:load_hf",
-        "open_clip": "clipvp.sources.open_clip:load_open_clip",
-        "offline": "clipvp.sources.offline:load_offline",
+        "timm": Entry("clipvp.sources.closed", "load_timm"),
+        "hf": Entry("clipvp.sources.hf", "load_hf"),
+        "open_clip": Entry("clipvp.sources.open_clip", "load_open_clip"),
+        "offline": Entry("clipvp.sources.offline", "load_offline"),
     },
 )
 TASKS = Registry(
     "task",
     {
-        "digits": "clipvp.data.loaders.embedded:load_digits",
-        "mnist5k": "clipvp.data.loaders.embedded:load_mnist5k",
-        "abide": "clipvp.data.loaders.abide:load_abide",
+        "digits": Entry("clipvp.data.loaders.embedded", "load_digits"),
+        "mnist5k": Entry("clipvp.data.loaders.embedded", "load_mnist5k"),
+        "abide": Entry("clipvp.data.loaders.abide", "load_abide"),
         **dict.fromkeys(
             (  # those of clipvp.data.catalog
                 *("flowers102", "dtd", "ucf101", "food101", "gtsrb", "eurosat", "oxfordpets", "stanfordcars"),
                 *("sun397", "cifar10", "cifar100", "svhn", "caltech101", "fgvc_aircraft", "resisc45"),
                 *("imagenet", "imagenet_v2", "imagenet_sketch", "imagenet_a", "imagenet_r"),
             ),
-            "clipvp.data.loaders.registered:load_registered",
+            Entry("clipvp.data.loaders.registered", "load_registered"),
         ),
     },
 )

@@ -7,7 +7,7 @@ base_to_new. The prompt sees no image of a new class; a mapping by frequency cou
 classes, mapping.kind: identity (a CLIP with one template) needs none.
 """
 
-from clipvp.config.parse import parse, user_errors
+from clipvp.cli import parse, user_errors
 
 
 def main() -> None:
@@ -20,9 +20,11 @@ def main() -> None:
         from accelerate import Accelerator
         from tabulate import tabulate
 
-        from clipvp.artifact.card import percent
+        from clipvp.cpu import prepare_cpu
+        from clipvp.results.tables import percent
         from clipvp.training.base_to_new import fit_base_to_new
 
+        prepare_cpu()
         accelerator = Accelerator()
         found = fit_base_to_new(config, accelerator)
         rows = [

@@ -42,7 +42,7 @@ import sys
 
 from benchmark.config import BenchmarkConfig
 
-from clipvp.config.parse import parse, user_errors
+from clipvp.cli import parse, user_errors
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ compare.md beside them.
 from pathlib import Path
 from typing import Any
 
-from clipvp.config.parse import parse, user_errors
+from clipvp.cli import parse, user_errors
 from clipvp.registry import check_choice
 from clipvp.results.compare import finished, grid, markdown, summarise, with_overrides
 
@@ -59,8 +59,10 @@ def main() -> None:
         from accelerate import Accelerator
 
         from clipvp import build_classifier, fit, load_task
+        from clipvp.cpu import prepare_cpu
         from clipvp.files import write_json, write_text
 
+        prepare_cpu()
         accelerator = Accelerator()
         done: dict[str, list] = {name: [] for name in plan}
         for name, runs in plan.items():
@@ -68,7 +70,7 @@ def main() -> None:
                 accelerator.print(f"== {name}, seed {run.seed}" + (": finished before" if results else ""))
                 if results is None:
                     task = load_task(run.data, seed=run.seed, protocol=run.train.protocol)
-                    classifier = build_classifier(run, task.class_names, accelerator.device, task.empty)
+                    classifier = build_classifier(run, task, accelerator.device)
                     results = fit(classifier, task, run, accelerator).results
                 done[name].append(results)
         rows = summarise(done)

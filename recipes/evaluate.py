@@ -3,8 +3,8 @@
 accelerate launch recipes/evaluate.py --prompt runs/quickstart/prompt --data.name mnist5k [--split test]
 """
 
+from clipvp.cli import parse, user_errors
 from clipvp.cli.evaluate import EvaluateConfig, score_prompt
-from clipvp.config.parse import parse, user_errors
 
 
 def main() -> None:

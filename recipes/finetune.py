@@ -6,7 +6,7 @@ The sections prompt and mapping are not used. Defaults are the paper's: Adam 1e-
 per epoch. Images, in training and in testing, are only resized and cropped as the model's own preprocessing does.
 """
 
-from clipvp.config.parse import parse, user_errors
+from clipvp.cli import parse, user_errors
 
 PAPER = {"optim.lr": 1e-4, "optim.weight_decay": 5e-4, "optim.schedule": "cosine_epoch"}
 
@@ -22,9 +22,11 @@ def main() -> None:
 
         from clipvp import fit, load_task
         from clipvp.build import source_from_config, text_label_space
+        from clipvp.cpu import prepare_cpu
         from clipvp.results.record import summary
         from clipvp.training.baselines import head_classifier
 
+        prepare_cpu()
         accelerator = Accelerator()
         task = load_task(config.data, seed=config.seed, protocol=config.train.protocol)
         source = source_from_config(

@@ -5,7 +5,7 @@
 The sections prompt and mapping are not used. Defaults are the paper's: Adam 0.1 on the head, 200 epochs.
 """
 
-from clipvp.config.parse import parse, user_errors
+from clipvp.cli import parse, user_errors
 
 PAPER = {"optim.lr": 0.1, "train.epochs": 200}
 
@@ -28,11 +28,13 @@ def main() -> None:
 
         from clipvp import load_task
         from clipvp.build import source_from_config, text_label_space
+        from clipvp.cpu import prepare_cpu
         from clipvp.data.batches import Batches
         from clipvp.progress import Clock, Progress
         from clipvp.results.record import build_results, summary
         from clipvp.training.baselines import extract_features, fit_linear_probe, head_classifier
 
+        prepare_cpu()
         accelerator, clock, progress = Accelerator(), Clock(), Progress(config.train.progress)
         if accelerator.num_processes > 1:
             raise UserError("recipes/linear_probe.py runs on one process; start it with python")

@@ -5,7 +5,7 @@
 `--print_config` shows the config that results, `--help` every key.
 """
 
-from clipvp.config.parse import parse, user_errors
+from clipvp.cli import parse, user_errors
 
 
 def main() -> None:
@@ -19,11 +19,13 @@ def main() -> None:
 
         from clipvp import build_classifier, fit, load_task
         from clipvp.artifact.pictures import save_pictures
+        from clipvp.cpu import prepare_cpu
         from clipvp.results.record import summary
 
+        prepare_cpu()
         accelerator = Accelerator()
         task = load_task(config.data, seed=config.seed, protocol=config.train.protocol)
-        classifier = build_classifier(config, task.class_names, accelerator.device, task.empty)
+        classifier = build_classifier(config, task, accelerator.device)
         result = fit(classifier, task, config, accelerator)
         accelerator.print(summary(result.results, result.output))
         if accelerator.is_main_process:

@@ -6,7 +6,7 @@ Every figure comes from one pass over the images. The section prompt is not used
 Leaves zero_shot.json in the output folder.
 """
 
-from clipvp.config.parse import parse, user_errors
+from clipvp.cli import parse, user_errors
 from clipvp.config.schema import MappingConfig
 from clipvp.config.values import to_dict
 
@@ -20,17 +20,19 @@ def main() -> None:
         from accelerate import Accelerator
         from tabulate import tabulate
 
+        from clipvp.cpu import prepare_cpu
         from clipvp import load_task
         from clipvp.build import source_from_config, text_label_space
         from clipvp.data.batches import Batches
         from clipvp.files import write_json
-        from clipvp.mappings.base import build_mapping
+        from clipvp.mappings.frequency import FrequencyMapping
         from clipvp.progress import Progress
         from clipvp.registry import UserError
-        from clipvp.results.record import percent
+        from clipvp.results.tables import mapping_rows, percent
         from clipvp.scoring.zero_shot import ZeroShot, best_template
         from clipvp.training.baselines import extract_features
 
+        prepare_cpu()
         accelerator = Accelerator()
         if accelerator.num_processes > 1:
             raise UserError("recipes/zero_shot.py runs on one process; start it with python")
@@ -83,13 +85,13 @@ def main() -> None:
             ("unprompted mapping, any label", None),
             ("unprompted mapping, own labels", "class"),
         ):
-            mapping = build_mapping(
-                MappingConfig(within=within), source.labels, task.class_names, config.seed
+            mapping = FrequencyMapping.from_config(
+                MappingConfig(within=within), source, task.class_names, config.seed
             )
             mapping.to(accelerator.device)
             run.fit_mapping(mapping)
             scores = {split: run.mapped(split, mapping) for split in singles}
-            results[name] = {**scores, "table": mapping.describe(source.labels, task.class_names)}
+            results[name] = {**scores, "table": mapping_rows(mapping.links(), source.labels.names, task.class_names)}
             table.append([name, *map(percent, scores.values())])
         results["config"] = to_dict(config)
         path = Path(config.output) / "zero_shot.json"

@@ -40,7 +40,7 @@ def _own_cache(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _cpu():
-    """Undo what loading a source sets for the process: other tests draw numbers of every size, and look at memory."""
+    """Undo ``prepare_cpu``: other tests draw numbers of every size, and look at memory."""
     yield
     torch.set_flush_denormal(False)
     keep_freed_memory(False)
@@ -214,7 +214,7 @@ def trained(config, task):
     """Return the classifier and the result of a run."""
     from clipvp import build_classifier, fit
 
-    classifier = build_classifier(config, task.class_names)
+    classifier = build_classifier(config, task)
     return classifier, fit(classifier, task, config)
 
 

@@ -31,7 +31,7 @@ def attempt(arguments: list[str], now: mmap.mmap) -> None:
     Clock.__call__ = told
     config, _ = parse("an attempt", arguments=[*arguments, "--resume=auto"])
     task = load_task(config.data, seed=config.seed)
-    fit(build_classifier(config, task.class_names), task, config)
+    fit(build_classifier(config, task), task, config)
     now[0] = _FINISHED
 
 

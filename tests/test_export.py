@@ -9,8 +9,9 @@ from conftest import photo
 
 from clipvp import PromptedClassifier, UserError, load_source
 from clipvp.export import export_onnx
-from clipvp.mappings.base import RandomMapping
-from clipvp.prompts.base import BorderPrompt, PaddingPrompt
+from clipvp.mappings.random import RandomMapping
+from clipvp.prompts.border import BorderPrompt
+from clipvp.prompts.padding import PaddingPrompt
 
 NAMES = ["red cat", "grün", "ship"]
 

@@ -1,30 +1,34 @@
-"""The model card of a saved prompt: a page made of its config and nothing else, metadata for the hub on top."""
+"""The model card of a saved prompt, with metadata for the hub. It is made from ``config.json`` alone."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..files import write_text
+from ..results.tables import (
+    CAPTIONS,
+    MAPPING_COLUMNS,
+    SAVED_PROMPTS,
+    SCORE_COLUMNS,
+    SCORES,
+    code,
+    mapping_columns,
+    mapping_text,
+    markdown_table,
+    plain,
+    scores_table,
+)
+from ..sources.origin import public_name
 from .format import CARD, read_config
 
 PAPER = "https://arxiv.org/abs/2211.11635"
 TAGS = ("visual-prompting", "label-mapping")
-PICTURES = {
-    "prompt": "The prompt, and how far each pixel moved from its start",
-    "examples": "Images, and what the source model sees",
-    "gallery": "Classes and the source labels they take",
-    "confusion": "Confusion of the test images",
-}
-SCORES = {
-    "test.best_val": "test, the prompt that validated best",
-    "test.last": "test, the prompt of the last epoch",
-    "val.best": "validation, best epoch",
-    "test.best_on_test": "test, the best of all epochs on test itself",
-}
+PICTURES = ("prompt", "examples", "gallery", "confusion")
 _ROWS = 100  # of the mapping table
+_LONGEST = 20  # elements of a list that the settings show
 
 
 def write_card(folder: str | Path, prompt: str | None = None) -> None:
@@ -39,11 +43,9 @@ def card_text(config: dict[str, Any], pictures: Sequence[str] = (), prompt: str 
 
     Args:
         config: Of the saved prompt.
-        pictures: Those of ``PICTURES`` that lie beside it.
-        prompt: Its hub id, for the lines of use.
+        pictures: Those of ``PICTURES`` that are beside it.
+        prompt: Its hub id, for the example of use.
     """
-    from ..sources.origin import public_name  # here, because the card's numbers are read without torch
-
     source, results = config["source"], config.get("results") or {}
     source = {**source, "name": public_name(source["name"])}
     task = results.get("task", "custom")
@@ -56,7 +58,7 @@ def card_text(config: dict[str, Any], pictures: Sequence[str] = (), prompt: str 
         _source(source),
         _numbers(results) if results else "",
         _mapping(config, results.get("per_class")),
-        "\n\n".join(f"![{PICTURES[name]}]({name}.png)" for name in pictures),
+        "\n\n".join(f"![{CAPTIONS[name]}]({name}.png)" for name in pictures),
         _settings(config, results),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -73,7 +75,7 @@ def _metadata(config: dict[str, Any], task: str) -> str:
             dataset_name=task,
             dataset_split=key.partition(".")[0],
             metric_type="accuracy",
-            metric_name=f"top-1, {SCORES[key]}",
+            metric_name=f"{SCORE_COLUMNS['acc1']}, {SCORES[key]}",
             metric_value=scores["acc1"],
         )
         for key, scores in results.get("metrics", {}).items()
@@ -99,7 +101,7 @@ def _what(config: dict[str, Any]) -> str:
     return (
         f"A **{kind}** prompt{details} on a canvas of {_size(canvas)} pixels and a **{mapping['kind']}** label mapping "
         f"make a frozen vision model a classifier of {len(config['class_names'])} classes. No weight of the model "
-        f"is changed, and none is in here. Made with clipvp, after [ILM-VP]({PAPER})."
+        f"is changed or saved here. Made with clipvp, after [ILM-VP]({PAPER})."
     )
 
 
@@ -110,69 +112,51 @@ def _source(source: dict[str, Any]) -> str:
         lines.append(f"revision {code(source['revision'])}")
     if repository:
         lines.append(f"from [{repository}](https://huggingface.co/{repository})")
-    lines.append(f"licence {licence}" if licence else "licence: see where it comes from")
+    lines.append(f"licence {licence}" if licence else "licence: see the origin of the weights")
     return "## Source model\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
 def _numbers(results: dict[str, Any]) -> str:
-    rows = [
-        [label, percent(m["acc1"]), percent(m["acc5"]), percent(m["mean_per_class_recall"]), m["n"]]
-        for key, label in SCORES.items()
-        if (m := results["metrics"].get(key)) and m["n"]
-    ]
-    kept = {"best_val": "that validated best", "last": "of the last epoch"}.get(results["saved_prompt"])
+    saved = SAVED_PROMPTS.get(results["saved_prompt"])
     facts = (
-        f"Saved here is the prompt {kept}. Seed {results['seed']}, {results['num_train']:,} training images, "
+        f"{f'Saved is {saved}. ' if saved else ''}Seed {results['seed']}, {results['num_train']:,} training images, "
         f"split hash {code(results['split_hash'])}, protocol {results['protocol']}."
     )
-    table = markdown_table(["", "top-1", "top-5", "per class", "images"], rows)
+    table = markdown_table(["", *SCORE_COLUMNS.values()], scores_table(results["metrics"]))
     return f"## Numbers on {plain(results['task'])}\n\n{table}\n\n{facts}"
 
 
 def _mapping(config: dict[str, Any], per_class: list[float | None] | None) -> str:
-    table = config.get("mapping_table")
-    if not table:
+    rows = config.get("mapping_table")
+    if not rows:
         return ""
-    headers = ["class", "source label", "count", "of its images"]
-    rows = [[row["class"], row["label"], row["count"], percent(row["share"])] for row in table]
     if per_class:
-        headers.append("test accuracy")
-        rows = [[*row, percent(score)] for row, score in zip(rows, per_class, strict=True)]
+        rows = [{**row, "acc1": accuracy} for row, accuracy in zip(rows, per_class, strict=True)]
+    keys = mapping_columns(rows)
+    cells = [[mapping_text(row, key) for key in keys] for row in rows[:_ROWS]]
+    table = markdown_table([MAPPING_COLUMNS[key] for key in keys], cells)
     more = f"\n\n... and {len(rows) - _ROWS} more in `config.json`." if len(rows) > _ROWS else ""
-    return f"## Label mapping\n\n{markdown_table(headers, rows[:_ROWS])}{more}"
+    return f"## Label mapping\n\n{table}{more}"
 
 
 def _settings(config: dict[str, Any], results: dict[str, Any]) -> str:
     import yaml
 
-    settings = results.get("config") or {key: config[key] for key in ("prompt", "mapping")}
+    settings = results.get("config") or {part: _short(config[part]) for part in ("prompt", "mapping")}
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).replace("```", "'''")
     return f"## Settings\n\n```yaml\n{text}```"
+
+
+def _short(section: dict[str, Any]) -> dict[str, Any]:
+    """Return settings without long lists, which belong to ``config.json``."""
+    return {
+        key: value
+        for key, value in section.items()
+        if not (isinstance(value, list) and len(value) > _LONGEST)
+    }
 
 
 def _size(value: Any) -> str:
     if isinstance(value, list) and value and not any(isinstance(one, float) for one in value):
         return " x ".join(map(str, value))
     return "set" if isinstance(value, (list, bool)) else str(value)
-
-
-def percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"
-
-
-def plain(text: Any) -> str:
-    """Return text on one line that Markdown shows as it is."""
-    line = " ".join(str(text).split())
-    return re.sub(r"([\\`*_\[\]|<>#&])", r"\\\1", line)
-
-
-def code(text: Any) -> str:
-    """Return text as Markdown code on one line."""
-    return f"`{' '.join(str(text).replace('`', chr(39)).split())}`"
-
-
-def markdown_table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return a Markdown table; any text may stand in a cell, and None is a dash."""
-    cells = [["-" if cell is None else plain(cell) for cell in row] for row in rows]
-    lines = [list(headers), ["---"] * len(headers), *cells]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,15 +1,14 @@
-"""The pictures of a finished run, in its folder, and small ones beside its saved prompt."""
+"""The pictures of a finished run: in its folder, and smaller copies beside its saved prompt."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 
-from ..data.task import Task
 from ..files import write_atomic
-from ..model import PromptedClassifier
 from ..results.folder import PLOTS, PROMPT
 from ..results.plots import (
     plot_confusion,
@@ -22,16 +21,21 @@ from ..results.plots import (
     plot_templates,
     save_figure,
 )
-from ..training.fit import FitResult
+from ..results.tables import MOST_LINKS, mapping_rows
 from .card import PICTURES, write_card
 
-_EXAMPLES, _CARDS = 8, 24
+if TYPE_CHECKING:
+    from ..data.task import Task
+    from ..model import PromptedClassifier
+    from ..training.fit import FitResult
+
+_EXAMPLES, _GALLERY = 8, 24  # classes
 _LARGEST = 1000  # pixels of a picture of the model card, in either direction
 
 
 @torch.no_grad()
 def save_pictures(result: FitResult, classifier: PromptedClassifier, task: Task) -> list[str]:
-    """Draw a run's prompt, examples, mapping, confusions and curves into ``plots``, and the card's beside the prompt.
+    """Draw the pictures of a run into ``plots``, and put the model card's beside the saved prompt.
 
     Args:
         result: What ``fit`` returned.
@@ -45,36 +49,44 @@ def save_pictures(result: FitResult, classifier: PromptedClassifier, task: Task)
         UserError: matplotlib is not installed.
     """
     scores = result.test["best_val" if "best_val" in result.test else "last"]
-    labels, names, index = classifier.source.labels, classifier.class_names, classifier.mapping.source_index
+    labels, names = classifier.source.labels, classifier.class_names
+    links = classifier.mapping.links(MOST_LINKS)
     figures = {
         "curves": plot_curves(result.history),
         "confusion": plot_confusion(scores.confusion, names),
     }
-    if classifier.is_prompt:
-        tensors = task.tensors("test", classifier.resize, progress=False)
-        first = {int(c): int((tensors.labels == c).nonzero()[0]) for c in tensors.labels.unique()[:_CARDS]}
-        decoded = tensors.images
-        images = {c: decoded[row].to(classifier.device, torch.float32) / 255 for c, row in first.items()}
-        shown = torch.stack(list(images.values())[:_EXAMPLES])
-        titles = [names[c] for c in images][:_EXAMPLES]
-        figures["examples"] = plot_examples(shown, classifier.prompt(shown), titles)
-        rows = classifier.mapping.describe(labels, names)
-        figures["gallery"] = plot_gallery(rows, [images.get(c) for c in range(len(names))])
-        figures["mapping"] = plot_mapping(scores.counts, index, labels, names)
-        figures["prompt"] = plot_prompt(classifier.prompt)
+    if classifier.source_is_frozen:
+        images = _examples(task, classifier)
+        shown = torch.stack([images[c] for c in list(images)[:_EXAMPLES]])
+        first_view = classifier.prompt(shown)[: len(shown)]
+        figures["examples"] = plot_examples(shown, first_view, [names[c] for c in images][:_EXAMPLES])
+        if (links.index >= 0).any():
+            rows = mapping_rows(links, labels.names, names)
+            figures["gallery"] = plot_gallery(rows, [images.get(c) for c in range(len(names))])
+        figures["mapping"] = plot_mapping(scores.counts, links, labels, names)
+        if classifier.prompt.learned() is not None:
+            figures["prompt"] = plot_prompt(classifier.prompt)
         if any("mapping_changed" in row for row in result.history[1:]):
             figures["moves"] = plot_moves(result.history, labels, names)
         if labels.is_text:
-            figures["templates"] = plot_templates(scores.counts, index, labels, names)
+            figures["templates"] = plot_templates(scores.counts, links, labels, names)
     plots = result.output / PLOTS
     written = [save_figure(figure, plots / f"{name}.png").name for name, figure in figures.items()]
-    if classifier.is_prompt:
+    if classifier.source_is_frozen:
         _illustrate(plots, result.output / PROMPT)
     return written
 
 
+def _examples(task: Task, classifier: PromptedClassifier) -> dict[int, torch.Tensor]:
+    """Return, by class, the first test image (3, h, w) of each of the first classes that have one."""
+    tensors = task.tensors("test", classifier.resize, progress=False)
+    first = {int(c): int((tensors.labels == c).nonzero()[0]) for c in tensors.labels.unique()[:_GALLERY]}
+    decoded = tensors.images
+    return {c: decoded[row].to(classifier.device, torch.float32) / 255 for c, row in first.items()}
+
+
 def _illustrate(plots: Path, prompt: Path) -> None:
-    """Lay small copies of the card's pictures beside a saved prompt, and write its card anew."""
+    """Write small copies of the card's pictures beside a saved prompt, and write its card anew."""
     for name in PICTURES:
         if (plots / f"{name}.png").is_file():
             with Image.open(plots / f"{name}.png") as picture:

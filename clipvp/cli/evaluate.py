@@ -15,13 +15,14 @@ class EvaluateConfig:
 
     Args:
         prompt: Folder or hub id of the saved prompt.
-        source: Name of the source model, where it is another one here.
+        source: Overrides the saved source name.
         data: The task; its class names must be the prompt's.
         split: train, val or test.
         batch_size: Images at a time, a process.
         precision: Arithmetic of the frozen part (fp32, bf16, fp16).
         seed: The seed of a carved validation split or of a few-shot choice.
         json: File to write the scores to.
+        plugins: Python files or modules that register methods of your own; see docs/extend.md.
     """
 
     prompt: str = ""
@@ -32,6 +33,7 @@ class EvaluateConfig:
     precision: str = "fp32"
     seed: int = 0
     json: str | None = None
+    plugins: list[str] = field(default_factory=list)
 
     def __post_init__(self):
         check_choice("split", self.split, ["train", "val", "test"])
@@ -47,12 +49,14 @@ def score_prompt(config: EvaluateConfig) -> None:
     from accelerate import Accelerator
     from tabulate import tabulate
 
-    from ..artifact.card import percent
+    from ..cpu import prepare_cpu
     from ..data.task import load_task
     from ..files import write_json
     from ..model import PromptedClassifier
+    from ..results.tables import percent
     from ..scoring.scores import evaluate
 
+    prepare_cpu()
     accelerator = Accelerator()
     classifier = PromptedClassifier.from_pretrained(
         config.prompt, source=config.source, precision=config.precision, device=accelerator.device

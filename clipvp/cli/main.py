@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from ..config.parse import fail, parse, user_errors
+from ..config.plugins import load_plugins
+from .command_line import fail, parse, user_errors
 
 _EVALUATE = "evaluate"  # its options are the data section's, read as the recipes read theirs
 
@@ -35,7 +36,10 @@ def build_parser() -> argparse.ArgumentParser:
             sub.add_argument("--revision", help="branch, tag or commit of the prompt on the hub")
             sub.add_argument("--local_files_only", action="store_true", help="never ask the network")
         if loads:
-            sub.add_argument("--source", help="name of the source model, where it is another one here")
+            sub.add_argument("--source", help="overrides the saved source name")
+            sub.add_argument(
+                "--plugins", action="append", default=[], metavar="FILE", help="a plug-in that the prompt needs"
+            )
         return sub
 
     predict = verb("predict", "Classify images.", loads=True)
@@ -46,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--json", action="store_true", help="print JSON")
     show = verb("show", "Say what a saved prompt is.")
     show.add_argument("--json", action="store_true", help="print its whole config as JSON")
-    mapping = verb("map", "Print which source label each class takes.")
+    mapping = verb("map", "Print which source label each class takes.", loads=True)
     mapping.add_argument("--json", action="store_true", help="print JSON")
     names = verb("list", "List what can be named in a config.", prompt=False)
     names.add_argument("what", choices=["sources", "tasks", "templates", "prompts", "mappings"])
@@ -89,9 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from .verbs import VERBS
 
         try:
+            load_plugins(options.pop("plugins", []))
             VERBS[options.pop("verb")](**options)
             sys.stdout.flush()
-        except BrokenPipeError:  # whoever read the output has seen enough
+        except BrokenPipeError:  # the reader of the output has closed it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,4 +1,4 @@
-"""What the verbs of the console script do: read, compute, print. One function a verb."""
+"""The verbs of the console script, one function each."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 from tabulate import tabulate
 
-from ..artifact.card import SCORES, percent
 from ..artifact.format import WEIGHTS, find_artifact, read_config
 from ..data.catalog import TASK_TABLE
 from ..registry import MAPPINGS, PROMPTS, TASKS, UserError
+from ..results.tables import MAPPING_COLUMNS, MOST_LINKS, mapping_rows, mapping_table, percent, scores_table
 
 _SOURCES = {
     "timm:resnet18.a1_in1k": "a timm classifier; timm:hf-hub:ORG/NAME; timm:local-dir:FOLDER",
@@ -41,7 +41,7 @@ def predict(
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device}: {str(error).splitlines()[0]}") from error
-    for path in images:  # an image that is none is told before a model loads
+    for path in images:  # a file that is not an image is reported before a model loads
         to_rgb(path)
     model = PromptedClassifier.from_pretrained(prompt, device=device, **where)
     found = model.predict(images, top_k=top_k, batch_size=batch_size)
@@ -53,7 +53,7 @@ def predict(
         for path, rows in zip(images, found, strict=True)
         for rank, row in enumerate(rows)
     ]
-    _print_table(table, ["image", "label", "score", "source label"], "llrl")
+    _print_table(table, ["image", "label", "score", MAPPING_COLUMNS["label"]], "llrl")
 
 
 def show(prompt: str, json: bool, **where: Any) -> None:
@@ -67,7 +67,7 @@ def show(prompt: str, json: bool, **where: Any) -> None:
     few = ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
     rows = [
         ["prompt", _settings(config["prompt"])],
-        ["mapping", _settings(config["mapping"], ("refresh", "assignment", "statistics", "within"))],
+        ["mapping", _settings(config["mapping"])],
         ["source", source["name"] + (f" @ {source['revision']}" if source.get("revision") else "")],
         ["source weights", source.get("fingerprint")],
         ["classes", f"{len(names)}: {few}"],
@@ -76,24 +76,23 @@ def show(prompt: str, json: bool, **where: Any) -> None:
     ]
     if results:
         rows += [["task", f"{results['task']}, seed {results['seed']}, split {results['split_hash']}"]]
-        scores = results["metrics"].items()
-        rows += [[label, percent(m["acc1"])] for key, m in scores if m["n"] and (label := SCORES.get(key))]
+        rows += [[label, acc1] for label, acc1, *_ in scores_table(results["metrics"])]
     print(tabulate(rows, tablefmt="plain", disable_numparse=True, maxcolwidths=[None, 90]))
 
 
 def show_mapping(prompt: str, json: bool, **where: Any) -> None:
     config = read_config(find_artifact(prompt, **where))
     rows = config.get("mapping_table")
-    if rows is None:  # saved by an early version: the labels' names are the source's
+    if rows is None:  # saved by an early version without the labels' names, which the source has
         from ..model import PromptedClassifier
 
         model = PromptedClassifier.from_pretrained(prompt, **where)
-        rows = model.mapping.describe(model.source.labels, model.class_names)
+        links = model.mapping.links(MOST_LINKS)
+        rows = mapping_rows(links, model.source.labels.names, model.class_names)
     if json:
         _print_json(rows)
         return
-    table = [[row["class"], row["label"], row["count"], percent(row["share"])] for row in rows]
-    _print_table(table, ["class", "source label", "count", "of its images"], "llrr")
+    print(mapping_table(rows))
 
 
 def list_names(what: str) -> None:
@@ -113,7 +112,7 @@ def list_names(what: str) -> None:
 def _list_tasks() -> None:
     rows = []
     for name in TASKS.names():
-        if (entry := TASK_TABLE.get(name)) is None:  # registered by who uses this library
+        if (entry := TASK_TABLE.get(name)) is None:  # registered by a plug-in
             rows.append([name, *[None] * 9])
             continue
         where = f"{entry.repo} @ {entry.revision[:7]}" if entry.repo else entry.package
@@ -186,9 +185,13 @@ VERBS = {
 }
 
 
-def _settings(section: dict[str, Any], keys: tuple[str, ...] | None = None) -> str:
-    inner = {key: section.get(key) for key in keys or section if key != "kind"}
-    parts = [f"{key} {value}" for key, value in inner.items() if value is not None]
+def _settings(section: dict[str, Any]) -> str:
+    """Return the kind of a prompt or mapping with its settings in brackets, without long lists."""
+    parts = [
+        f"{key} {value}"
+        for key, value in section.items()
+        if key != "kind" and value is not None and not (isinstance(value, list) and len(value) > 3)
+    ]
     return section["kind"] + (f" ({', '.join(parts)})" if parts else "")
 
 

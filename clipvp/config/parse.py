@@ -1,25 +1,28 @@
-"""The command line: configs from YAML and dotted overrides, and errors that a person can act on.
+"""Configs from YAML files, dotted command line options and nested dictionaries, all read by jsonargparse.
 
-Nothing heavy is imported before the config is read and found right.
+Some keys choose which other keys exist (``schema.SECTIONS``), and plug-ins add choices. So the choices are looked up
+first, and then everything is read with the keys that they allow. A key of a file that belongs to another choice, such
+as a border's width beside ``kind: padding``, is ignored, so that files can be combined; on the command line it is an
+error.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import difflib
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass, make_dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from ..registry import UserError
-from ..training.interrupt import EXIT_CODE, Interrupted
-from .schema import RunConfig
+from .plugins import load_plugins
+from .schema import SECTIONS, RunConfig
 
 Config = TypeVar("Config")
 
@@ -30,69 +33,14 @@ _KINDS = {
     "str": "text",
     "list": "a list such as [a, b]",
     "list[int]": "a list of whole numbers",
+    "list[str]": "a list of texts",
+    "dict": "a section with keys",
     "NoneType": "null",
 }
 
 
 class _Help(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Help that keeps the lines of a description as they are."""
-
-
-@contextlib.contextmanager
-def user_errors() -> Iterator[None]:
-    """Turn an error that is not the program's into one line on the main process.
-
-    Exit code 2 for a ``UserError``, 75 for a stop on request, 1 for what the system refused.
-    """
-    try:
-        yield
-    except UserError as error:
-        fail(str(error))
-    except Interrupted as stopped:
-        _leave_group()
-        fail(str(stopped), EXIT_CODE)
-    except OSError as error:  # a full disk, a folder that may not be written
-        fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), 1)
-    else:
-        _leave_group()
-
-
-def _leave_group() -> None:
-    """Leave the group of processes, where there is one: a process that ends inside may crash at its very end."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
-
-
-def fail(message: str, code: int = 2) -> None:
-    """Print one line and exit."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"{'' if code == EXIT_CODE else 'error: '}{' '.join(message.split())}", file=sys.stderr)
-    sys.exit(code)
-
-
-def _explain(message: str, keys: Sequence[str]) -> str:
-    """Return jsonargparse's message in one line, with the nearest key where one is unknown."""
-    message = " ".join(str(message).split())
-    for pattern in (r"Group '([^']+)' does not accept option '([^']+)'", r"Option '([^']+)' is not accepted"):
-        if found := re.search(pattern, message):
-            return _unknown(".".join(found.groups()), keys)
-    if found := re.search(r"unrecognized arguments: (\S+)", message):
-        given = found[1].partition("=")[0]
-        return _unknown(given.lstrip("-"), keys) if given.startswith("--") else f"{given!r} belongs to no key"
-    if found := re.search(
-        r'Parser key "([^"]+)": (.*)Expected an? <class .*(?:Got|Given) value: (.*)$', message
-    ):
-        key, union, value = found.groups()
-        kinds = re.findall(r"list\[int\]|(?<=<class ')\w+", union.partition("Errors:")[0] or message)
-        allowed = [_KINDS.get(kind, kind) for kind in dict.fromkeys(kinds)]
-        return f"{key}: {value!r} is not allowed; give {' or '.join(allowed)}"
-    return message
-
-
-def _unknown(key: str, keys: Sequence[str]) -> str:
-    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
-    return f"unknown key {key!r}; " + (f"did you mean {close[0]!r}?" if close else "--help lists all keys")
 
 
 def parse(
@@ -102,42 +50,245 @@ def parse(
     defaults: dict[str, Any] | None = None,
     extend: Callable[[ArgumentParser], None] | None = None,
 ) -> tuple[Config, Any]:
-    """Read a config from ``--config FILE`` and ``--section.key value``; exit with code 2 where it is wrong.
+    """Read a config from ``--config FILE`` and ``--section.key value``.
 
     Args:
         description: The first lines of ``--help``.
         config_class: A dataclass, its sections dataclasses.
         arguments: The command line; the program's own when None.
-        defaults: Dotted keys and the values that take the place of the config's own.
+        defaults: Dotted keys and the values that replace the config's own defaults.
         extend: Adds options beyond the config to the parser.
 
     Returns:
         The config, and the namespace with the other options.
+
+    Raises:
+        UserError: Something given is not allowed.
     """
-    parser = ArgumentParser(
-        usage="%(prog)s [--config FILE.yaml] [--key VALUE] [--section.key VALUE ...]",
-        description=description,
-        formatter_class=_Help,
-        exit_on_error=False,
-    )
+    arguments = [*(sys.argv[1:] if arguments is None else arguments)]
+    given = {**(defaults or {}), **_given(arguments)}
+    load_plugins(_listed(given.get("plugins")))
+    choices = _choose(config_class, given)
+    parser = choices.parser(description)
     parser.add_argument(
         "--config", action="config", help="YAML file; what follows on the command line overrides it."
     )
     if extend is not None:
         extend(parser)
-    parser.add_class_arguments(config_class)
+    choices.add_to(parser)
     parser.set_defaults(defaults or {})
-    keys = [option.removeprefix("--") for action in parser._actions for option in action.option_strings]
-    fields = config_class.__dataclass_fields__
-    with user_errors():
+    for place, key, value in _options(arguments):
+        if key == "--config":
+            value = yaml.safe_dump(choices.without_others(_read_yaml(value)), allow_unicode=True)
+        elif key == "--plugins":
+            value = yaml.safe_dump(_listed(yaml.safe_load(value)), default_flow_style=True)
+        else:
+            continue
+        arguments[place : place + 1 + (arguments[place] == key)] = [key, value]
+    return choices.build(parser, lambda: parser.parse_args(arguments))
+
+
+def from_dict(values: dict[str, Any], config_class: type[Config] = RunConfig) -> Config:
+    """Return the config that nested dictionaries describe, as ``to_dict`` gives them.
+
+    No plug-in is imported: the dictionaries may come from a file of somebody else.
+
+    Raises:
+        UserError: An unknown key or section, or a value that is not allowed.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"config: the whole is {values!r}, not a section with keys")
+    choices = _choose(config_class, _flat(values))
+    parser = choices.parser("")
+    choices.add_to(parser)
+    return choices.build(parser, lambda: parser.parse_object(choices.without_others(values)))[0]
+
+
+def _options(arguments: Sequence[str]) -> Iterator[tuple[int, str, str]]:
+    """Yield the place, the key with its dashes and the value of each option."""
+    for place, argument in reversed(list(enumerate(arguments))):
+        key, equals, value = argument.partition("=")
+        if key.startswith("--") and (equals or place + 1 < len(arguments)):
+            yield place, key, value if equals else arguments[place + 1]
+
+
+def _given(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return keys and values as files and options give them; a later one overrides."""
+    found: dict[str, Any] = {}
+    for _, key, value in reversed(list(_options(arguments))):
+        if key == "--config":
+            found |= _flat(_read_yaml(value))
+        else:
+            try:
+                found |= _flat({key.removeprefix("--"): yaml.safe_load(value)})
+            except yaml.YAMLError:
+                continue  # jsonargparse says what is wrong with it
+    return found
+
+
+def _listed(plugins: Any) -> list[str]:
+    return plugins.split(",") if isinstance(plugins, str) else plugins or []
+
+
+def _read_yaml(file: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(Path(file).expanduser().read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"config: {file!r} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"config: {file!r} cannot be decoded: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"config: {file!r} holds {values!r}, not sections with keys")
+    return values
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """Return sections as dotted keys; what is inside a key's own value stays as it is."""
+    found = {}
+    for key, value in values.items():
+        found |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {str(key): value}
+    return found
+
+
+@dataclass
+class _Choices:
+    """A config class with the sections that were chosen.
+
+    Args:
+        config_class: The dataclass.
+        values: Section to the value of the key that chooses.
+    """
+
+    config_class: type
+    values: dict[str, str]
+
+    def section(self, name: str) -> type:
+        return SECTIONS[name].config_class(self.values[name])
+
+    def parser(self, description: str) -> ArgumentParser:
+        return ArgumentParser(
+            usage="%(prog)s [--config FILE.yaml] [--key VALUE] [--section.key VALUE ...]",
+            description=description,
+            epilog=self._others(),
+            formatter_class=_Help,
+            exit_on_error=False,
+        )
+
+    def add_to(self, parser: ArgumentParser) -> None:
+        """Add all keys of the config to a parser."""
+        chosen = [
+            (name, self.section(name), field(default_factory=self.section(name))) for name in self.values
+        ]
+        given = {"__doc__": self.config_class.__doc__, "__module__": self.config_class.__module__}
+        name = self.config_class.__name__
+        parser.add_class_arguments(make_dataclass(name, chosen, bases=(self.config_class,), namespace=given))
+        for section, value in self.values.items():
+            parser.set_defaults({f"{section}.{SECTIONS[section].key}": value})
+
+    def without_others(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Return nested values without the keys that belong to other choices of their section."""
+        names = [item.name for item in fields(self.config_class)]
+        for name in values:
+            if str(name).partition(".")[0] not in names:
+                inner = values[name]
+                first = f".{next(iter(inner))}" if isinstance(inner, dict) and inner else ""
+                raise UserError(self._unknown(f"{name}{first}", self._keys()))
+        kept = {**values, "plugins": _listed(values["plugins"])} if "plugins" in values else dict(values)
+        for name in self.values.keys() & values.keys():
+            if isinstance(values[name], dict):
+                section, own = SECTIONS[name], SECTIONS[name].keys(self.values[name])
+                kept[name] = {k: v for k, v in values[name].items() if k in own or not section.owners(k)}
+        return kept
+
+    def _keys(self) -> list[str]:
+        """Return all dotted keys, and the sections."""
+        found = []
+        for item in fields(self.config_class):
+            kind = self.section(item.name) if item.name in self.values else item.default_factory
+            inner = [f"{item.name}.{key.name}" for key in fields(kind)] if is_dataclass(kind) else []
+            found += [item.name, *inner]
+        return found
+
+    def build(self, parser: ArgumentParser, read: Callable[[], Namespace]) -> tuple[Any, Any]:
+        """Return the config and the whole namespace."""
+        wanted = fields(self.config_class)
+        keys = [option.removeprefix("--") for action in parser._actions for option in action.option_strings]
         try:
-            parsed = parser.parse_args(arguments)
-            for name, field in fields.items():
-                if is_dataclass(field.default_factory) and not isinstance(parsed[name], Namespace):
-                    raise UserError(f"{name}: {parsed[name]!r} is not a section with keys")
-            values = parser.instantiate(parsed)
-            return config_class(**{name: values[name] for name in fields}), values
+            parsed = read()
+            for item in wanted:
+                if is_dataclass(item.default_factory) and not isinstance(parsed[item.name], Namespace):
+                    raise UserError(f"{item.name}: {parsed[item.name]!r} is not a section with keys")
+            built = parser.instantiate(parsed)
+            for item in wanted:
+                _check_none(built[item.name], item, item.name)
+            return self.config_class(**{item.name: built[item.name] for item in wanted}), built
         except UserError:
             raise
-        except Exception as error:  # jsonargparse raises several types; each is about what was typed
-            fail(_explain(str(error), keys))
+        except Exception as error:  # jsonargparse raises several types; each is about what was given
+            raise UserError(self._explain(str(error), keys)) from error
+
+    def _explain(self, message: str, keys: Sequence[str]) -> str:
+        """Return jsonargparse's message in one line, with the nearest key where one is unknown."""
+        message = " ".join(str(message).split())
+        for pattern in (
+            r"Group '([^']+)' does not accept option '([^']+)'",
+            r"Option '([^']+)' is not accepted",
+        ):
+            if found := re.search(pattern, message):
+                return self._unknown(".".join(found.groups()), keys)
+        if found := re.search(r"unrecognized arguments: (\S+)", message):
+            given = found[1].partition("=")[0]
+            is_key = given.startswith("--")
+            return self._unknown(given.lstrip("-"), keys) if is_key else f"{given!r} belongs to no key"
+        if found := re.search(
+            r'Parser key "([^"]+)": (.*)Expected an? <class .*(?:Got|Given) value: (.*)$', message
+        ):
+            key, union, value = found.groups()
+            kinds = re.findall(r"list\[\w+\]|(?<=<class ')\w+", union.partition("Errors:")[0] or message)
+            allowed = [_KINDS.get(kind, kind) for kind in dict.fromkeys(kinds)]
+            return f"{key}: {value!r} is not allowed; give {' or '.join(allowed)}"
+        return message
+
+    def _unknown(self, key: str, keys: Sequence[str]) -> str:
+        """Return the error of an unknown dotted key."""
+        name, _, inner = key.partition(".")
+        if name in self.values:
+            return SECTIONS[name].unknown(inner, self.values[name])
+        close = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
+        return f"unknown key {key!r}; " + (
+            f"did you mean {close[0]!r}?" if close else "--help lists all keys"
+        )
+
+    def _others(self) -> str:
+        """Return the last lines of ``--help``: how to see the keys of other choices."""
+        lines = ["Keys of other choices, for example:"]
+        for name in self.values:
+            section = SECTIONS[name]
+            others = [kind for kind in section.registry.names() if section.registry.config(kind) is not None]
+            others = [kind for kind in others if kind != self.values[name]]
+            if others:
+                lines.append(
+                    f"  --{name}.{section.key} {others[0]} --help   (also {', '.join(others[1:]) or 'none'})"
+                )
+        return "\n".join(lines) if len(lines) > 1 else ""
+
+
+def _check_none(value: Any, item: Field, where: str) -> None:
+    """Refuse null where a key does not allow it; jsonargparse lets it pass."""
+    if value is None and "None" not in str(item.type):
+        raise UserError(f"{where}: null is not allowed; give {_KINDS.get(str(item.type), item.type)}")
+    if is_dataclass(value):
+        for inner in fields(value):
+            _check_none(getattr(value, inner.name), inner, f"{where}.{inner.name}")
+
+
+def _choose(config_class: type, given: dict[str, Any]) -> _Choices:
+    """Return the choice of each section, by the dotted keys that are given."""
+    values = {}
+    for item in fields(config_class):
+        if item.name in SECTIONS and item.default_factory is SECTIONS[item.name].base:
+            section = SECTIONS[item.name]
+            default = next(i.default for i in fields(section.base) if i.name == section.key)
+            value = given.get(f"{item.name}.{section.key}")
+            values[item.name] = value if isinstance(value, str) else default
+    return _Choices(config_class, values)

@@ -1,14 +1,31 @@
 """What a run is: nested dataclasses that YAML files, the command line and Python fill alike.
 
-No torch here, so that ``--help`` and a refused value cost no more than the interpreter's start.
+A section whose keys depend on a choice (``prompt.kind``, ``optim.name``) has here the keys that all choices share; the
+dataclass of a choice is defined beside its method. Nothing here imports torch, so that ``--help`` and an error about a
+value take no longer than starting Python.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from ..registry import AUGMENTATIONS, MAPPINGS, PROMPTS, TASKS, UserError, check_choice
+from ..registry import (
+    AUGMENTATIONS,
+    GRADIENTS,
+    MAPPINGS,
+    OPTIMIZERS,
+    PROMPTS,
+    SOURCES,
+    TASKS,
+    Registry,
+    UserError,
+    check_choice,
+    check_positive,
+)
 
 NEVER = "never"
 # As accelerate calls them.
@@ -25,26 +42,78 @@ TRACKERS = (
 )
 
 
-_LARGEST = 3.4e38  # what float32 holds
+class Section(NamedTuple):
+    """A section of a config whose keys depend on one of them.
 
+    Args:
+        name: The section's.
+        base: The dataclass of the keys that all choices share.
+        registry: The choices.
+        key: The key whose value chooses.
+        chosen: The key's value to the registered name; to None where only the shared keys exist.
+    """
 
-def _positive(what: str, value: float | None, zero: bool = False) -> None:
-    if value is not None and not (0 <= value <= _LARGEST and (zero or value != 0)):  # not-a-number fails too
-        limits = f"{'>= 0' if zero else '> 0'}{f', at most {_LARGEST:g}' if value > 0 else ''}"
-        raise UserError(f"{what}: {value} is not allowed; give a number {limits}")
+    name: str
+    base: type
+    registry: Registry
+    key: str
+    chosen: Callable[[str], str | None]
+
+    def config_class(self, value: str) -> type:
+        """Return the dataclass of the keys that a value of ``key`` allows."""
+        name = self.chosen(value)
+        return (self.registry.config(name) if name is not None else None) or self.base
+
+    def keys(self, value: str) -> list[str]:
+        return [item.name for item in fields(self.config_class(value))]
+
+    def owners(self, key: str) -> list[str]:
+        """Return the registered names that have a key."""
+        configs = {name: self.registry.config(name) for name in self.registry.names()}
+        return [
+            name for name, config in configs.items() if config and key in [i.name for i in fields(config)]
+        ]
+
+    def unknown(self, key: str, value: str) -> str:
+        """Return the error of a key that a value of ``key`` does not allow."""
+        keys, owners = self.keys(value), self.owners(key)
+        close = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+        hint = f"; did you mean '{self.name}.{close[0]}'?" if close else ""
+        hint = f"; {key} is a key of {', '.join(owners)}" if owners else hint
+        choice = f"{self.name}.{self.key} is {value!r}, whose keys are {', '.join(keys)}"
+        return f"unknown key '{self.name}.{key}'{hint}; {choice}"
 
 
 @dataclass
-class SourceConfig:
+class _Choice:  # a dataclass, as jsonargparse wants of the bases of one
+    """Base of sections whose keys depend on a choice: ``PromptConfig(kind="border")`` is a ``BorderConfig``."""
+
+    def __new__(cls, *given: Any, **values: Any):
+        section = next((section for section in SECTIONS.values() if section.base is cls), None)
+        if section is None:  # the dataclass of one choice
+            return super().__new__(cls)
+        names = [item.name for item in fields(cls)]
+        default = next(item.default for item in fields(cls) if item.name == section.key)
+        value = {**values, **dict(zip(names, given, strict=False))}.get(section.key, default)
+        chosen = section.config_class(value)
+        if unknown := sorted(values.keys() - section.keys(value)):
+            raise UserError(section.unknown(unknown[0], value))
+        return super().__new__(chosen)
+
+
+@dataclass
+class SourceConfig(_Choice):
     """The frozen model.
 
     Args:
         name: ``scheme:model``, see ``clipvp.load_source``.
         canvas: Input size in pixels, a number for a square or [height, width]; the model's own when empty.
         precision: Arithmetic of the frozen part (fp32, bf16, fp16); the prompt and the loss stay in fp32.
-        compile: Compile the network (torch.compile); of no effect where the border is shared.
+        compile: Compile the network (torch.compile); has no effect where the border is shared or a mapping takes
+            features of a closed label set.
         revision: Branch, tag or commit of a hub model.
         local_files_only: Never ask the network, take what the hub cache holds.
+        outputs: What the mapping is given, logits or features; the mapping's own choice when empty.
     """
 
     name: str = "offline:lite0"
@@ -53,103 +122,67 @@ class SourceConfig:
     compile: bool = False
     revision: str | None = None
     local_files_only: bool = False
+    outputs: str | None = None
 
     def __post_init__(self):
+        if self.outputs is not None:
+            check_choice("source.outputs", self.outputs, ["logits", "features"])
         check_choice("source.precision", self.precision, ["fp32", "bf16", "fp16"])
         sides = self.canvas if isinstance(self.canvas, list) else [self.canvas]
         if isinstance(self.canvas, list) and len(self.canvas) != 2:
             raise UserError(f"source.canvas: {self.canvas} is not a size; give one number or [height, width]")
         for side in sides:
-            _positive("source.canvas", side)
+            check_positive("source.canvas", side)
 
 
 @dataclass
-class PromptConfig:
+class PromptConfig(_Choice):
     """The visual prompt.
 
     Args:
-        kind: padding (a frame around a small image), border (a frame added on the image), patch, full, none.
-        image_size: Side in pixels of the image inside the canvas (padding); half the canvas when empty.
-        width: Width in pixels of the frame (border).
-        patch_size: Side in pixels of the square (patch).
-        patch_position: [top, left] in pixels of the square (patch).
-        space: pixel, or normalized: delta is added after the source's normalisation (additive prompts).
-        clip: Clamp prompted pixels to [0, 1] (additive prompts).
-        share_border: Compute the network's work on the frame once a batch, not once an image (padding): exact, faster.
+        kind: A registered prompt: padding, border, patch, full, none or a plug-in's.
+        share_border: Compute once a batch what the network makes of pixels that all images share (padding): exact,
+            faster.
     """
 
     kind: str = "padding"
-    image_size: int | None = None
-    width: int = 30
-    patch_size: int = 32
-    patch_position: list[int] = field(default_factory=lambda: [0, 0])
-    space: str = "pixel"
-    clip: bool = False
     share_border: bool = True
 
     def __post_init__(self):
         PROMPTS.check(self.kind)
-        check_choice("prompt.space", self.space, ["pixel", "normalized"])
-        for name in ("image_size", "width", "patch_size"):
-            _positive(f"prompt.{name}", getattr(self, name))
-        if len(self.patch_position) != 2 or min(self.patch_position) < 0:
-            raise UserError(f"prompt.patch_position: {self.patch_position} is not [top, left] in pixels")
 
 
 @dataclass
-class MappingConfig:
-    """Source logits to target logits.
+class MappingConfig(_Choice):
+    """From what the source gives to target logits.
 
     Args:
-        kind: random (RLM), frequency (FLM and ILM), identity (labels and classes with the same names).
-        refresh: Epochs between two refreshes of a frequency mapping: 1 is ILM, never is FLM.
-        assignment: greedy (the paper's) or optimal (largest total count).
-        statistics: exact (a counting pass over the training set) or running (counts of the training steps).
-        within: class restricts a class to the labels of its own name: template selection (CLIP, frequency).
+        kind: A registered mapping: random (RLM), frequency (FLM and ILM), identity or a plug-in's.
         templates: For CLIP, a set's name, one template, a list or a text file, one a line; when empty the paper's 81,
             and for identity "This is a photo of a {}.".
         class_names: For CLIP, the task's class name to the name to put into templates.
     """
 
     kind: str = "frequency"
-    refresh: int | str = 1
-    assignment: str = "greedy"
-    statistics: str = "exact"
-    within: str | None = None
     templates: str | list[str] | None = None
     class_names: dict[str, str] | None = None
 
     def __post_init__(self):
         MAPPINGS.check(self.kind)
-        check_choice("mapping.assignment", self.assignment, ["greedy", "optimal"])
-        check_choice("mapping.statistics", self.statistics, ["exact", "running"])
-        if self.within is not None:
-            check_choice("mapping.within", self.within, ["class"])
-            if self.kind != "frequency":
-                raise UserError(
-                    f"mapping.within: {self.within} goes with mapping.kind: frequency, not {self.kind}"
-                )
-        if isinstance(self.refresh, str):
-            if self.refresh != NEVER:
-                raise UserError(
-                    f"mapping.refresh: {self.refresh!r} is neither a number of epochs nor {NEVER!r}"
-                )
-        else:
-            _positive("mapping.refresh", self.refresh)
 
 
 @dataclass
-class DataConfig:
+class DataConfig(_Choice):
     """The target task.
 
     Args:
         name: A registered task, a folder of images, a folder with a split file of CoOp, a parquet file or folder of
             them, or a hub data set.
-        folder: Where the files of a registered task lie in CoOp's layout, to be read in place of the hub's.
+        folder: Folder of a registered task's files in CoOp's layout; they are read instead of the hub's.
         classes: all, base (the first half of the classes, in the order of their labels) or new (the rest).
         shots: Training images a class (few-shot); validation then has min(shots, 4) a class.
-        max_train: At most so many training images, the classes' shares kept.
-        max_test: At most so many test images, the classes' shares kept.
+        max_train: Most training images; the classes keep their shares.
+        max_test: Most test images; the classes keep their shares.
         val: Share of the training images carved for validation where the task has none; 0 carves none.
         test: Share of the training images carved for testing where the task has no test split, for every seed
             the same.
@@ -186,9 +219,9 @@ class DataConfig:
         check_choice("data.on_error", self.on_error, ["raise", "skip"])
         check_choice("data.classes", self.classes, ["all", "base", "new"])
         for name in ("shots", "max_train", "max_test"):
-            _positive(f"data.{name}", getattr(self, name))
+            check_positive(f"data.{name}", getattr(self, name))
         if not 0 <= self.val < 1:
-            raise UserError(f"data.val: {self.val} is not a share; give a number from 0 up to, not with, 1")
+            raise UserError(f"data.val: {self.val} is not a share; give a number from 0 to below 1")
         if not 0 < self.test < 1:
             raise UserError(f"data.test: {self.test} is not a share; give a number between 0 and 1")
         if self.shots is not None and self.max_train is not None:
@@ -200,43 +233,64 @@ class DataConfig:
 
 
 @dataclass
-class OptimConfig:
-    """The optimiser of the prompt and its schedule.
+class OptimConfig(_Choice):
+    """The optimiser and its schedule.
 
     Args:
-        name: adam, adamw or sgd.
+        name: A registered optimiser: adam, adamw, sgd or a plug-in's.
         lr: Learning rate at its highest.
-        momentum: Momentum (sgd).
         weight_decay: Weight decay.
         schedule: multistep (a factor at each milestone), cosine (to zero, per step), cosine_epoch or constant.
         milestones: Shares of the epochs after which the rate falls (multistep).
         gamma: Factor at each milestone (multistep).
         warmup: Share of all steps in which the rate rises linearly to lr.
+        groups: Keys of this section that differ for a group of parameters, such as {mapping: {lr: 0.001}}; the groups
+            are prompt, mapping, source (fine-tuning) and those of the method.
     """
 
     name: str = "adam"
     lr: float = 0.01
-    momentum: float = 0.9
     weight_decay: float = 0.0
     schedule: str = "multistep"
     milestones: list[float] = field(default_factory=lambda: [0.5, 0.72])
     gamma: float = 0.1
     warmup: float = 0.0
+    groups: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self):
-        check_choice("optim.name", self.name, ["adam", "adamw", "sgd"])
+        OPTIMIZERS.check(self.name)
         check_choice("optim.schedule", self.schedule, ["multistep", "cosine", "cosine_epoch", "constant"])
-        _positive("optim.lr", self.lr)
-        for name in ("momentum", "weight_decay", "gamma", "warmup"):
-            _positive(f"optim.{name}", getattr(self, name), zero=True)
+        check_positive("optim.lr", self.lr)
+        for name in ("weight_decay", "gamma", "warmup"):
+            check_positive(f"optim.{name}", getattr(self, name), zero=True)
         if not all(0 <= share <= 1 for share in self.milestones):
             raise UserError(f"optim.milestones: {self.milestones} are not shares of the epochs; give 0 to 1")
         if self.warmup > 1:
             raise UserError(f"optim.warmup: {self.warmup} is not a share of the steps; give 0 to 1")
+        for group in self.groups:
+            self.group(group)
+
+    def group(self, name: str) -> OptimConfig:
+        """Return the settings of one group of parameters.
+
+        Raises:
+            UserError: A key or a value of ``groups`` is not allowed.
+        """
+        allowed = [item.name for item in fields(self) if item.name not in ("name", "groups")]
+        given = self.groups.get(name, {})
+        if not isinstance(given, dict):
+            raise UserError(f"optim.groups.{name}: {given!r} is not a section with keys")
+        for key in given:
+            check_choice(f"optim.groups.{name}", key, allowed)
+        try:  # YAML reads 1e-3 as text
+            given = {k: float(v) if isinstance(getattr(self, k), float) else v for k, v in given.items()}
+            return replace(self, groups={}, **given)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"optim.groups.{name}: {error}") from error
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(_Choice):
     """The loop.
 
     Args:
@@ -244,22 +298,25 @@ class TrainConfig:
         batch_size: Images a step, over all processes and parts.
         gradient_accumulation_steps: Parts in which a process takes its images of a step, for less memory; the step
             stays the same up to rounding. With a frozen source, equal processes times parts give the same bits.
-        augment: What training does to its images, anew each epoch: none, flip, crop_flip (a random part, resized, and
-            flip) or trivial (TrivialAugment). Counting passes and scores see the images as they are.
+        augment: Random changes of the training images, drawn again each epoch: none, flip, crop_flip (a random part,
+            resized, and flip) or trivial (TrivialAugment). Counting passes and scores use the images unchanged.
+        gradient: A registered gradient rule: backpropagation or a plug-in's.
         protocol: val (a validation split selects) or paper (train on all, report the last epoch).
         eval_every: Epochs between two validations.
-        test_every_epoch: With protocol paper, also score the test set each epoch and report its best, named so.
+        test_every_epoch: With protocol paper, also score the test set each epoch and report the best epoch under a name
+            that says so.
         save_every: Epochs between two checkpoints.
-        save_minutes: Minutes after which a checkpoint is made within an epoch too.
+        save_minutes: Minutes between two checkpoints within an epoch; none when empty.
         keep: Checkpoints kept.
         progress: Show progress bars.
-        report_to: Experiment trackers that are told of each epoch, such as [tensorboard, wandb]; none by default.
+        report_to: Experiment trackers that get each epoch's numbers, such as [tensorboard, wandb]; none by default.
     """
 
     epochs: int = 10
     batch_size: int = 128
     gradient_accumulation_steps: int = 1
     augment: str = "none"
+    gradient: str = "backpropagation"
     protocol: str = "val"
     eval_every: int = 1
     test_every_epoch: bool = False
@@ -273,6 +330,7 @@ class TrainConfig:
         for tracker in self.report_to:
             check_choice("train.report_to", tracker, TRACKERS)
         check_choice("train.augment", self.augment, AUGMENTATIONS.names())
+        GRADIENTS.check(self.gradient)
         check_choice("train.protocol", self.protocol, ["val", "paper"])
         for name in (
             "epochs",
@@ -283,7 +341,7 @@ class TrainConfig:
             "save_minutes",
             "keep",
         ):
-            _positive(f"train.{name}", getattr(self, name))
+            check_positive(f"train.{name}", getattr(self, name))
         if self.test_every_epoch and self.protocol != "paper":
             raise UserError(
                 "train.test_every_epoch needs train.protocol: paper; selection never sees the test set"
@@ -303,8 +361,9 @@ class RunConfig:
         train: The loop.
         seed: One seed for prompt, order, augmentation, carved split and few-shot choice.
         output: Folder of the run; runs/TASK-SOURCE-seedN when empty.
-        resume: auto goes on from the newest whole checkpoint in the output folder, and starts where there is none.
+        resume: auto goes on from the newest whole checkpoint in the output folder, or starts if there is none.
         overwrite: Remove the run that the output folder holds.
+        plugins: Python files or modules that register methods of your own; see docs/extend.md.
     """
 
     source: SourceConfig = field(default_factory=SourceConfig)
@@ -317,6 +376,7 @@ class RunConfig:
     output: str | None = None
     resume: str = "never"
     overwrite: bool = False
+    plugins: list[str] = field(default_factory=list)
 
     def __post_init__(self):
         check_choice("resume", self.resume, ["auto", NEVER])
@@ -325,3 +385,26 @@ class RunConfig:
             self.output = (
                 f"runs/{task}-{self.source.name.partition(':')[2].replace('/', '-')}-seed{self.seed}"
             )
+
+
+def _scheme(name: str) -> str | None:
+    scheme = name.partition(":")[0]
+    return scheme if scheme in SOURCES else None
+
+
+def _same(name: str) -> str:
+    return name
+
+
+# In the order of a config. A section of another config class, such as that of evaluation, has the same name here.
+SECTIONS = {
+    section.name: section
+    for section in (
+        Section("source", SourceConfig, SOURCES, "name", _scheme),
+        Section("prompt", PromptConfig, PROMPTS, "kind", _same),
+        Section("mapping", MappingConfig, MAPPINGS, "kind", _same),
+        Section("data", DataConfig, TASKS, "name", lambda name: name if name in TASKS else None),
+        Section("optim", OptimConfig, OPTIMIZERS, "name", _same),
+        Section("train", TrainConfig, GRADIENTS, "gradient", _same),
+    )
+}

@@ -73,7 +73,7 @@ class Batches:
         """
         return batch.tensor_split(self.world * parts)[self.rank * parts : (self.rank + 1) * parts]
 
-    def turns(self, batch_size: int) -> list[Tensor]:
+    def local_indices(self, batch_size: int) -> list[Tensor]:
         """Return the indices of this process's batches of a pass over all images, each image once over all processes.
 
         The batches of all processes together are the same for any number of them; so where there are fewer batches
@@ -83,13 +83,13 @@ class Batches:
         mine = torch.arange(len(batches)).tensor_split(self.world)[self.rank]
         return [batches[turn] for turn in mine.tolist() if len(batches[turn])]
 
-    def mine(self, batch_size: int) -> int:
+    def num_local_images(self, batch_size: int) -> int:
         """Return how many images of a pass over all are this process's."""
-        return sum(map(len, self.turns(batch_size)))
+        return sum(map(len, self.local_indices(batch_size)))
 
-    def in_turn(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def local_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield this process's batches of a pass over all images, in order."""
-        for batch in self.turns(batch_size):
+        for batch in self.local_indices(batch_size):
             yield self.take(batch)
 
 

@@ -1,4 +1,4 @@
-"""Text templates by name, and class names made fit to stand in them."""
+"""Text templates by the name of a set, and class names cleaned for use in templates."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+from ..cpu import import_open_clip
 from ..registry import UserError, check_choice
 
-# Sets by task, as published with CLIP (Radford et al. 2021, arXiv 2103.00020). {a|b} stands for either word.
+# Sets by task, as published with CLIP (Radford et al. 2021, arXiv 2103.00020). {a|b} means one template with each word.
 _TASKS: dict[str, tuple[str, ...]] = {
     "caltech101": tuple(
         f"{kind} {{a|the}} {{}}."
@@ -91,6 +92,7 @@ PAPER_FIRST = "This is a photo of a {}."
 
 
 def _expand(pattern: str) -> list[str]:
+    """Return the templates of a pattern: one for each choice of the words in {a|b}."""
     choice = re.search(r"\{([^{}]+)\}", pattern)
     if not choice:
         return [pattern]
@@ -101,7 +103,7 @@ def _expand(pattern: str) -> list[str]:
 
 
 def template_sets() -> list[str]:
-    """Return the names that ``resolve_templates`` knows."""
+    """Return the names of all template sets."""
     return ["paper", "openai_imagenet", "simple", *sorted([*_TASKS, *_ALIASES])]
 
 
@@ -109,16 +111,15 @@ def template_sets() -> list[str]:
 def template_set(name: str) -> tuple[str, ...]:
     """Return a named set of templates.
 
-    ``paper``: "This is a photo of a {}." and OpenAI's 80 (ILM-VP); ``openai_imagenet``: the 80; ``simple``: the
-    seven best of them; the others: by task, as published with CLIP.
+    ``paper``: "This is a photo of a {}." and OpenAI's 80 templates (ILM-VP); ``openai_imagenet``: the 80;
+    ``simple``: the seven best of these; the others: by task, as published with CLIP.
 
     Raises:
         UserError: An unknown name.
     """
     check_choice("template set", name, template_sets())
     if name in ("paper", "openai_imagenet", "simple"):
-        import open_clip
-
+        open_clip = import_open_clip()
         functions = (
             open_clip.SIMPLE_IMAGENET_TEMPLATES if name == "simple" else open_clip.OPENAI_IMAGENET_TEMPLATES
         )
@@ -127,10 +128,11 @@ def template_set(name: str) -> tuple[str, ...]:
 
 
 def resolve_templates(given: str | Sequence[str]) -> tuple[str, ...]:
-    """Return templates from a set's name, a text file with one a line, one template, or a list.
+    """Return templates from the name of a set, a text file with one template per line, one template, or a list.
 
     Raises:
-        UserError: An unknown name or file, no template, the same one twice, or not exactly one ``{}``.
+        UserError: The set or file does not exist, there is no template, a template is given twice, or one does not
+            have exactly one ``{}``.
     """
     if isinstance(given, str):
         if "{}" in given:
@@ -158,8 +160,8 @@ def resolve_templates(given: str | Sequence[str]) -> tuple[str, ...]:
 def clean_class_name(name: str) -> str:
     """Return a class name as words in lower case.
 
-    Leading numbering ("001.Laysan_Albatross"), underscores and CamelCase ("AnnualCrop") go; names such as
-    "737-200" or "McLaren" keep their parts.
+    Leading numbers ("001.Laysan_Albatross") are removed, underscores become spaces, and CamelCase ("AnnualCrop") is
+    split into words; names such as "737-200" or "McLaren" are not split.
     """
     text = re.sub(r"^\d{1,4}[._]\s*(?=[A-Za-z])", "", name.strip()).replace("_", " ")
     if re.fullmatch(r"(?:[A-Z][a-z]{2,}){2,}", text):
@@ -171,11 +173,11 @@ def text_class_names(class_names: Sequence[str], override: Mapping[str, str] | N
     """Return the class names to put into templates.
 
     Args:
-        class_names: The task's.
-        override: The task's name to the name to use instead, taken as it is.
+        class_names: The class names of the task.
+        override: Maps class names of the task to the names to use instead, which are not changed.
 
     Raises:
-        UserError: The override names a class that the task has not, a name ends empty, or two end the same.
+        UserError: The override has a class that the task does not have, or a resulting name is empty or there twice.
     """
     override = dict(override or {})
     for name in override:

@@ -9,22 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config.schema import RunConfig
+from ..config.schema import SECTIONS, RunConfig
 from ..config.values import differences, from_dict, to_dict
 from ..registry import UserError
 from .folder import RESULTS, read_results
-
-_COLUMNS = {
-    "test.last": "test, last",
-    "test.best_val": "test, best on val",
-    "val.best": "val, best",
-    "test.best_on_test": "test, best on test",
-}
+from .tables import SCORES
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of the grid: its name, and dotted keys with their values."""
+    """One cell of a grid: its name, and the dotted keys that it sets with their values."""
 
     name: str
     overrides: dict[str, Any]
@@ -59,15 +53,23 @@ def with_overrides(base: RunConfig, overrides: dict[str, Any], seed: int, output
         *sections, last = key.split(".")
         target = values
         for section in sections:
-            target = target.get(section) if isinstance(target, dict) else None
-        if not isinstance(target, dict) or last not in target:
-            raise UserError(f"unknown key {key!r} in the grid; recipes/train.py --help lists all keys")
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise UserError(f"unknown key {key!r}: {section} has no keys")
         target[last] = value
-    return from_dict({**values, "seed": seed, "output": str(output), "resume": "auto", "overwrite": False})
+    values |= {"seed": seed, "output": str(output), "resume": "auto", "overwrite": False}
+    config = from_dict(values)
+    for key in overrides:  # keys of other choices are ignored above: the base may hold them
+        name, _, inner = key.partition(".")
+        if name in SECTIONS:
+            choice = getattr(getattr(config, name), SECTIONS[name].key)
+            if inner.partition(".")[0] not in SECTIONS[name].keys(choice):
+                raise UserError(SECTIONS[name].unknown(inner, choice))
+    return config
 
 
 def finished(config: RunConfig) -> dict[str, Any] | None:
-    """Return the results of a cell that has run, or None where it has not.
+    """Return the results of a cell, or None if it has not finished.
 
     Raises:
         UserError: The folder holds results of another config.
@@ -92,7 +94,7 @@ def summarise(cells: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     rows = []
     for name, runs in cells.items():
         row: dict[str, Any] = {"cell": name, "seeds": [run["seed"] for run in runs]}
-        for metric in _COLUMNS:
+        for metric in SCORES:
             values = [run["metrics"].get(metric, {}).get("acc1") for run in runs]
             row[metric] = None
             if values and None not in values:
@@ -113,7 +115,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         mean = f"{100 * score['mean']:.1f}"
         return mean if score["std"] is None else f"{mean} ± {100 * score['std']:.1f}"
 
-    shown = [metric for metric in _COLUMNS if any(row[metric] for row in rows)]
+    shown = [metric for metric in SCORES if any(row[metric] for row in rows)]
     table = [
         [
             row["cell"],
@@ -123,6 +125,6 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
         ]
         for row in rows
     ]
-    headers = ["", *(f"{_COLUMNS[metric]} (%)" for metric in shown), "seeds", "seconds a run"]
+    headers = ["", *(f"{SCORES[metric]} (%)" for metric in shown), "seeds", "seconds a run"]
     align = ("left", *["right"] * (len(headers) - 1))
     return tabulate(table, headers, tablefmt="github", disable_numparse=True, colalign=align)

@@ -1,4 +1,4 @@
-"""The folder of a run: what is in it, who may write to it, and what its results say."""
+"""The folder of a run: its files, who may write them, and reading its results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RunFolder:
 
     Args:
         path: The folder; nothing is created before ``start``.
-        writes: False on all processes but the main one: every write is then left to it.
+        writes: Whether this process writes; only the main process does.
     """
 
     def __init__(self, path: str | Path, writes: bool = True):
@@ -34,14 +34,14 @@ class RunFolder:
         return any((self.path / name).exists() for name in _ALL)
 
     def check(self, resume: bool, overwrite: bool) -> None:
-        """Raise ``UserError`` where nothing can be written, or a run lies that nobody asked to go on with or remove."""
+        """Raise ``UserError`` if the folder cannot be written, or already holds a run and neither option is set."""
         if not self.writes:
             return
-        there = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
-        if not there.is_dir():
-            raise UserError(f"output: {str(there)!r} is a file, not a folder")
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise UserError(f"output: {str(there)!r} may not be written")
+        nearest = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not nearest.is_dir():
+            raise UserError(f"output: {str(nearest)!r} is a file, not a folder")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise UserError(f"output: {str(nearest)!r} may not be written")
         if self.holds_run() and not resume and not overwrite:
             raise UserError(
                 f"output: {str(self.path)!r} holds a run already; choose another folder, go on with "
@@ -49,13 +49,13 @@ class RunFolder:
             )
 
     def tidy(self) -> None:
-        """Remove what a killed process left half-written."""
+        """Remove files that a killed process did not finish writing."""
         if self.writes and self.holds_run():
             for name in ("", CHECKPOINTS, PROMPT):
                 remove_asides(self.path / name)
 
     def start(self, config: RunConfig, overwrite: bool) -> None:
-        """Create the folder with the resolved config; of another run only its own files are removed."""
+        """Create the folder and write the config; with ``overwrite``, first remove the files of an old run."""
         if not self.writes:
             return
         if overwrite:
@@ -66,7 +66,7 @@ class RunFolder:
         write_text(self.path / CONFIG, config_yaml(config))
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
-        """Write one line an epoch; whole, so that a resumed run leaves no line twice."""
+        """Write one line an epoch. The whole file is written each time, so that a resumed run leaves no line twice."""
         if self.writes:
             write_text(
                 self.path / METRICS, "".join(json.dumps(row, allow_nan=False) + "\n" for row in history)
@@ -78,7 +78,7 @@ class RunFolder:
 
 
 def check_output(config: RunConfig) -> None:
-    """Refuse an output folder before anything heavy is loaded; several processes find it out together, in ``fit``."""
+    """Check the output folder before heavy imports; several processes check it together, in ``fit``."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         RunFolder(config.output).check(resume=config.resume == "auto", overwrite=config.overwrite)
 

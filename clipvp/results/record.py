@@ -1,32 +1,47 @@
-"""The end of a run: its results as data, and as a page on the terminal."""
+"""The end of a run: its results as data, and as text for a terminal."""
 
 from __future__ import annotations
 
 import platform
-import resource
+import re
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from tabulate import tabulate
 
-from ..artifact.card import percent
 from ..config.schema import RunConfig
 from ..config.values import settings_of
-from ..data.batches import Batches
-from ..data.task import Task
-from ..model import PromptedClassifier
 from ..progress import Clock
-from ..scoring.scores import EvalResult
 from ..sources.origin import public_name
+from .tables import (
+    EPOCH_COLUMNS,
+    MAPPING_COLUMNS,
+    MOST_LINKS,
+    SAVED_PROMPTS,
+    SCORE_COLUMNS,
+    mapping_rows,
+    mapping_table,
+    percent,
+    scores_table,
+)
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from ..data.batches import Batches
+    from ..data.task import Task
+    from ..model import PromptedClassifier
+    from ..scoring.scores import EvalResult
 
 _PACKAGES = ("clipvp", "torch", "timm", "transformers", "open_clip_torch", "datasets", "accelerate", "numpy")
 VISUAL_PROMPT = "visual prompt"
 _EMPTY = {"acc1": None, "acc5": None, "mean_per_class_recall": None, "n": 0}
+# The folders of a local path, after the scheme of a source if there is one. The address of a web page does not match.
+_FOLDERS = re.compile(r"^(\w+:)?(?:/(?!/)|~[^/]*/|\.{1,2}/(?=.*/)).*?([^/]+)/*$")
 
 
 def versions() -> dict[str, str | None]:
@@ -41,30 +56,24 @@ def versions() -> dict[str, str | None]:
 
 
 def git_commit() -> str | None:
-    """Return the commit of the checkout that this code runs from, marked where files differ from it."""
-    command = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=12",
-        "--exclude=*",
-    ]
+    """Return the commit of the checkout that this code runs from, marked if files differ from it; None if unknown."""
+    folder = str(Path(__file__).parent)
+    command = ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        return (
-            subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-            or None
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
+    return done.stdout.strip() or None
 
 
-def peak_memory(device: torch.device) -> int:
-    """Return the most bytes in use so far: of the accelerator, or of this process."""
+def peak_memory(device: torch.device) -> int | None:
+    """Return the most bytes in use so far, of the accelerator or else of this process; None on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -83,9 +92,10 @@ def build_results(
     """Return the content of results.json; accuracies are 0..1, null where they do not apply."""
     source, mapping = classifier.source, classifier.mapping
     kept = "best_val" if "best_val" in test else "last"
-    table = mapping.describe(source.labels, classifier.class_names)
+    table = mapping_rows(mapping.links(MOST_LINKS), source.labels.names, classifier.class_names)
     for row, accuracy in zip(table, test[kept].per_class(), strict=True):
         row["acc1"] = accuracy
+    on_gpu = accelerator.device.type == "cuda"
     return {
         "task": task.name,
         "method": method,
@@ -119,9 +129,7 @@ def build_results(
             "versions": versions(),
             "git_commit": git_commit(),
             "device": str(accelerator.device),
-            "device_name": torch.cuda.get_device_name()
-            if accelerator.device.type == "cuda"
-            else platform.processor(),
+            "device_name": torch.cuda.get_device_name() if on_gpu else platform.processor(),
             "world_size": accelerator.num_processes,
             "peak_memory_bytes": peak_memory(accelerator.device),
             "trainable_parameters": classifier.num_trainable(),
@@ -135,17 +143,30 @@ def saved_results(results: dict[str, Any]) -> dict[str, Any]:
     """Return what a saved prompt tells of its run: nothing of the machine, and no path on it."""
     keys = ("task", "seed", "num_train", "num_val", "num_test", "num_classes", "split_hash", "protocol")
     kept = {key: results[key] for key in (*keys, "saved_prompt", "metrics", "best_epoch")}
-    config = {key: value for key, value in results["config"].items() if isinstance(value, dict)}
-    config["data"] = {**config["data"], "name": results["task"]}
-    config["source"] = {**config["source"], "name": public_name(config["source"]["name"])}
-    del config["data"]["cache_dir"], config["data"]["folder"]
-    templates = config["mapping"]["templates"]
-    if (
-        isinstance(templates, str) and "{}" not in templates
-    ):  # a set's name or a file; the texts stand in the prompt
-        config["mapping"] = {**config["mapping"], "templates": Path(templates).name}
+    config = {key: dict(value) for key, value in results["config"].items() if isinstance(value, dict)}
+    config["data"]["name"] = results["task"]
+    config["source"]["name"] = public_name(config["source"]["name"])
+    for key in ("folder", "cache_dir"):
+        config["data"].pop(key, None)
+    templates = config["mapping"].get("templates")
+    if isinstance(templates, str) and "{}" not in templates:  # the name of a set, or a file
+        config["mapping"]["templates"] = Path(templates).name
     per_class = [row["acc1"] for row in results["mapping_table"]]
-    return {**kept, "per_class": per_class, "config": config, "versions": results["run_info"]["versions"]}
+    return {
+        **kept,
+        "per_class": per_class,
+        "config": _without_folders(config),
+        "versions": results["run_info"]["versions"],
+    }
+
+
+def _without_folders(value: Any) -> Any:
+    """Return a value of a config with only the last part of each absolute path, and of those that start with . or ~."""
+    if isinstance(value, dict):
+        return {key: _without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(inner) for inner in value]
+    return _FOLDERS.sub(r"\1\2", value) if isinstance(value, str) else value
 
 
 def epoch_line(row: dict[str, Any], epochs: int) -> str:
@@ -154,57 +175,37 @@ def epoch_line(row: dict[str, Any], epochs: int) -> str:
     parts.append(f"train {percent(row['train_acc1'])}")
     parts += [f"{name} {percent(row[f'{name}_acc1'])}" for name in ("val", "test") if f"{name}_acc1" in row]
     if "mapping_changed" in row:
-        parts.append(f"{row['mapping_changed']} classes remapped")
+        parts.append(f"{row['mapping_changed']} {EPOCH_COLUMNS['mapping_changed']}")
     return "  ".join([*parts, f"{sum(row['seconds'].values()):.1f} s"])
 
 
 def summary(results: dict[str, Any], output: Path, most: int = 40) -> str:
-    """Return the end of a run for a person: the mapping, the accuracies, the time, and where things are."""
-    prompted = results["method"] == VISUAL_PROMPT
+    """Return the end of a run for a person: the mapping, the accuracies, the time, and where the files are.
+
+    Args:
+        results: The content of results.json.
+        output: The run's folder.
+        most: Classes in the mapping table.
+    """
     table, left = results["mapping_table"][:most], max(0, len(results["mapping_table"]) - most)
-    columns = {"target class": [row["class"] for row in table]}
-    if prompted:  # a baseline's source labels are the classes themselves
-        columns["source label"] = [row["label"] for row in table]
-        columns["count"] = [row["count"] for row in table]
-        columns["of its images"] = [percent(row["share"]) for row in table]
-    columns["test accuracy"] = [percent(row["acc1"]) for row in table]
-    words = ("target class", "source label")
-    mapping_table = tabulate(
-        columns,
-        headers="keys",
-        colalign=["left" if name in words else "right" for name in columns],
-        disable_numparse=True,
-        maxcolwidths=[{"target class": 32, "source label": 60}.get(name) for name in columns],
-        missingval="-",
-    )
-    what = "prompt" if prompted else "weights"
-    names = {
-        "test.last": f"test, last {what}",
-        "test.best_val": "test, best on validation",
-        "val.best": "validation, best",
-        "test.best_on_test": "test, best on test",
-    }
-    scores = [
-        [label, percent(m["acc1"]), percent(m["acc5"]), percent(m["mean_per_class_recall"]), m["n"]]
-        for name, label in names.items()
-        if (m := results["metrics"].get(name)) and m["n"]
-    ]
-    scores_table = tabulate(
-        scores,
-        headers=["", "top-1", "top-5", "per class", "images"],
-        colalign=("left", *["right"] * 4),
+    # The source labels of a baseline are the classes themselves.
+    columns = MAPPING_COLUMNS if results["method"] == VISUAL_PROMPT else ("class", "acc1")
+    scores = tabulate(
+        scores_table(results["metrics"]),
+        headers=["", *SCORE_COLUMNS.values()],
+        colalign=("left", *["right"] * len(SCORE_COLUMNS)),
         disable_numparse=True,
     )
     seconds = results["seconds"]
     time_line = ", ".join(f"{phase} {spent:.1f} s" for phase, spent in seconds.items())
     best = f"best validation at epoch {results['best_epoch']}" if results["best_epoch"] else ""
-    saved = {"best_val": "prompt/ holds the best prompt", "last": "prompt/ holds the last prompt"}
+    saved = SAVED_PROMPTS.get(results["saved_prompt"])
     skipped = sum(results["skipped_images"].values())
     sections = [
-        [mapping_table, f"... and {left} more classes in results.json" if left else ""],
-        [scores_table],
+        [mapping_table(table, columns), f"... and {left} more classes in results.json" if left else ""],
+        [scores],
         [
-            "; ".join(part for part in (best, saved.get(results["saved_prompt"])) if part),
+            "; ".join(part for part in (best, f"prompt/ holds {saved}" if saved else "") if part),
             f"{skipped} unreadable images were left out" if skipped else "",
             f"time {sum(seconds.values()):.1f} s: {time_line}",
             f"run  {output}",

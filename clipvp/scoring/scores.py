@@ -1,4 +1,4 @@
-"""Scores of a classifier on a split: every image counts once, on any number of processes."""
+"""Scores of a classifier on a split; each image counts once, with any number of processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..data.batches import Batches
 from ..data.task import Task
-from ..mappings.assignment import add_counts
+from ..mappings.statistic import Counts, sum_over_processes
 from ..model import PromptedClassifier
 from ..progress import Progress
 from ..registry import UserError
@@ -27,7 +27,7 @@ class EvalResult:
         mean_per_class_recall: Mean over the classes that have images of their top-1 accuracy, 0..1.
         n: Images scored.
         confusion: int64 (T, T), true class by predicted class.
-        counts: int64 (S, T), top-1 source label by true class.
+        counts: Of images by top-1 source label and true class.
     """
 
     acc1: float
@@ -35,7 +35,7 @@ class EvalResult:
     mean_per_class_recall: float
     n: int
     confusion: Tensor
-    counts: Tensor
+    counts: Counts
 
     def to_dict(self) -> dict:
         return {name: getattr(self, name) for name in ("acc1", "acc5", "mean_per_class_recall", "n")}
@@ -47,7 +47,7 @@ class EvalResult:
 
 
 class Scores:
-    """Sums of one process that become an ``EvalResult`` over all of them.
+    """Sums over one process's images, which become an ``EvalResult`` over all processes.
 
     Args:
         num_source: S.
@@ -56,23 +56,26 @@ class Scores:
     """
 
     def __init__(self, num_source: int, num_target: int, device: torch.device):
-        self.counts = torch.zeros(num_source, num_target, dtype=torch.int64, device=device)
+        self.counts = Counts(num_source, num_target)
+        # Predicted class by true class.
         self.confusion = torch.zeros(num_target, num_target, dtype=torch.int64, device=device)
         self.in_five = torch.zeros((), dtype=torch.int64, device=device)
 
     def add(self, source_logits: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: source logits (B, S), target logits (B, T), classes (B,)."""
-        add_counts(self.counts, source_logits, labels)
-        add_counts(self.confusion, logits, labels)
+        self.counts.add(source_logits, labels)
+        cells = logits.argmax(1) * logits.shape[1] + labels
+        self.confusion.view(-1).index_add_(0, cells, torch.ones_like(cells))
         if logits.shape[1] > 5:
             self.in_five += (logits.topk(5, dim=1).indices == labels[:, None]).sum()
 
     def result(self, accelerator: Accelerator) -> EvalResult:
         """Return the scores over the batches of all processes."""
-        counts, confusion, in_five = (
-            accelerator.reduce(value, "sum").cpu() for value in (self.counts, self.confusion, self.in_five)
+        counts = sum_over_processes(self.counts, Counts(self.counts.num_source, self.counts.num_target))
+        confusion, in_five = (
+            accelerator.reduce(value, "sum").cpu() for value in (self.confusion, self.in_five)
         )
-        confusion = confusion.T.contiguous()  # counted as predicted by true
+        confusion = confusion.T.contiguous()
         totals, hits = confusion.sum(1), confusion.diagonal()
         n, present = int(totals.sum()), totals > 0
         return EvalResult(
@@ -101,11 +104,11 @@ def score(
         watch: Wraps the batches, for a progress bar.
     """
     num_classes = len(classifier.class_names) if columns is None else len(columns)
-    scores = Scores(classifier.mapping.num_source, num_classes, accelerator.device)
+    scores = Scores(len(classifier.source.labels), num_classes, accelerator.device)
     classifier.eval()
-    for images, labels in watch(batches.in_turn(batch_size)):
-        source_logits = classifier.source_logits(images)
-        logits = classifier.mapping(source_logits)
+    for images, labels in watch(batches.local_batches(batch_size)):
+        outputs = classifier.source_outputs(images)
+        logits, source_logits = classifier.mapping(outputs), classifier.source_logits(outputs)
         scores.add(source_logits, logits if columns is None else logits[:, columns], labels)
     return scores.result(accelerator)
 
@@ -143,5 +146,5 @@ def evaluate(
         columns = torch.tensor([place[name] for name in task.class_names], device=accelerator.device)
     batches = Batches(task.tensors(split, classifier.resize, progress=progress), accelerator)
     shown = Progress(progress and accelerator.is_main_process)
-    watch = shown.watch(batches.mine(batch_size), f"scoring {split}")
+    watch = shown.watch(batches.num_local_images(batch_size), f"scoring {split}")
     return score(classifier.to(accelerator.device), batches, batch_size, accelerator, watch, columns)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..mappings.assignment import count_matrix
 from ..mappings.base import LabelMapping
+from ..mappings.statistic import gather
 from ..sources.clip import ClipSource
 
 _BATCH = 1024
@@ -21,7 +21,7 @@ class ZeroShot:
 
     Args:
         source: A CLIP with a label space of K templates x T classes.
-        features: By split, image features (N, D) as ``source.features`` gives them.
+        features: By split, image features (N, D) as ``source.encode`` gives them.
         targets: By split, classes (N,) int64.
     """
 
@@ -57,11 +57,11 @@ class ZeroShot:
         """Yield source logits (B, S) and classes (B,) of a split, a batch at a time."""
         pairs = zip(self.features[split].split(_BATCH), self.targets[split].split(_BATCH), strict=True)
         for features, targets in pairs:
-            yield self.source.logits(features), targets
+            yield self.source.score(features), targets
 
     def fit_mapping(self, mapping: LabelMapping) -> None:
         """Fit a mapping to the counts of the training images without a prompt."""
-        mapping.fit(count_matrix(self.batches("train"), mapping.num_source, mapping.num_target))
+        mapping.fit(gather(mapping.statistic(), self.batches("train")))
 
     def mapped(self, split: str, mapping: LabelMapping) -> float:
         """Return the accuracy of a mapping without a prompt."""

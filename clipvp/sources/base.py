@@ -1,7 +1,7 @@
 """A source: a frozen vision model from pixels in [0, 1] to source logits, its labels and its preprocessing.
 
-Normalisation lives here and nowhere else. Parameters never train, statistics never move, and the gradient
-of the pixels always passes.
+Normalisation is done here and nowhere else. Parameters never train, norm statistics never change, and the pixels'
+gradient always passes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from ..images import Resize
 from ..labels.space import LabelSpace
 from ..registry import UserError
+from ..sharing import Held, PairNetwork
 from .frozen_norms import FrozenNorms
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,7 +34,7 @@ _POSITIONS = re.compile("pos_embed|position|rel_pos")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a model wants of its images: the resize rule, and mean and std of the channels in [0, 1]."""
+    """How a model expects its images: the resize rule, and mean and std of the channels in [0, 1]."""
 
     resize: Resize
     mean: tuple[float, ...]
@@ -41,6 +43,24 @@ class Preprocessing:
     def at(self, canvas: Sequence[int] | None) -> Preprocessing:
         """Return the same preprocessing for another canvas (H, W)."""
         return self if canvas is None else replace(self, resize=replace(self.resize, size=tuple(canvas)))
+
+
+@dataclass(frozen=True)
+class SharedBorder:
+    """Prompted pixels of which all images of a batch have everything outside a box in common.
+
+    Args:
+        surroundings: (1, 3, H, W) in [0, 1]; values inside the box are ignored but must be finite.
+        images: (B, 3, h, w) in [0, 1], what is inside the box.
+        box: (top, left, bottom, right) in pixels, half-open.
+        made_from: The tensors that ``surroundings`` was computed from. Without gradients a source keeps its work on the
+            surroundings until one of them is written to.
+    """
+
+    surroundings: Tensor
+    images: Tensor
+    box: tuple[int, int, int, int]
+    made_from: tuple[Tensor, ...]
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -55,7 +75,10 @@ class _ScaleGradient(torch.autograd.Function):
 
 
 class Source(nn.Module):
-    """A frozen model with its label space.
+    """A frozen model with its label space: ``forward(pixels) == score(encode(pixels))``.
+
+    ``encode`` and ``forward`` take pixels (B, 3, H, W) in [0, 1], or a ``SharedBorder``, whose common part is computed
+    once a batch: the result is the same up to rounding.
 
     Args:
         network: Module from normalised pixels (B, 3, H, W) to logits (B, S).
@@ -68,6 +91,8 @@ class Source(nn.Module):
 
     Attributes:
         canvas: (H, W) in pixels.
+        outputs: "logits" or "features": what a label mapping is given.
+        options: Further keywords that ``load_source`` was given, of a plug-in's scheme.
         mean, std: Buffers (3, 1, 1) of the normalisation.
     """
 
@@ -94,7 +119,12 @@ class Source(nn.Module):
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std).view(3, 1, 1), persistent=False)
         self._fingerprint = fingerprint
+        self.outputs = "logits"
+        self.options: dict[str, Any] = {}
         self._norms = FrozenNorms()
+        self._pair_network = PairNetwork(self.network)
+        self._held: Held | None = None
+        self._ends_in_linear = True  # until ``check_forward`` has looked
         self._compiled: Callable[[Tensor], Tensor] | None = None
         if precision != "fp32":
             _ = self.fingerprint  # of the weights as they were loaded
@@ -103,7 +133,7 @@ class Source(nn.Module):
                     module.to(DTYPES[precision])
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_compiled": None}
+        return {**self.__dict__, "_compiled": None, "_held": None}
 
     @property
     def is_compiled(self) -> bool:
@@ -126,7 +156,7 @@ class Source(nn.Module):
         return self._fingerprint
 
     def train(self, mode: bool = True) -> Source:
-        """Stay in evaluation mode, whatever a parent module asks for."""
+        """Stay in evaluation mode, also when a parent module is set to training mode."""
         return super().train(False)
 
     def normalize(self, pixels: Tensor) -> Tensor:
@@ -146,23 +176,54 @@ class Source(nn.Module):
             return network(*inputs).float()
 
     def _gains_by_norms(self, network: nn.Module) -> bool:
-        """Whether frozen norms are faster as a multiplication and an addition: with gradients, on a CPU, where no
-        compiler or exporter fuses them by itself."""
+        """Whether frozen norms are faster as a multiplication and an addition: with gradients, on a CPU, unless a
+        compiler or exporter fuses them anyway."""
         eager = network is not self._compiled and not torch.compiler.is_compiling()
         return eager and self.mean.device.type == "cpu" and torch.is_grad_enabled()
 
-    def logits(self, output: Tensor) -> Tensor:
-        """Return source logits (B, S) from what the network gives, here the logits themselves."""
-        return output
+    def run_network(self, pixels: Tensor | SharedBorder, compiled: bool = True) -> Tensor:
+        """Return the network's output, float32, for pixels or a shared border; ``compiled`` where it can be."""
+        if not isinstance(pixels, SharedBorder):
+            network = (self._compiled if compiled else None) or self.network
+            return self.run(network, self.normalize(pixels))
+        shared: Tensor | Held = self.normalize(pixels.surroundings)
+        if not torch.is_grad_enabled():
+            held = self._held
+            if held is None or not held.fresh or not held.made_from_these(pixels.made_from):
+                held = self._held = self._pair_network.hold(shared, *pixels.made_from)
+            shared = held
+        return self.run(self._pair_network, shared, self.normalize(pixels.images), pixels.box)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Return source logits (B, S) float32 of pixels (B, 3, H, W), the images in [0, 1]."""
-        return self.logits(self.run(self._compiled or self.network, self.normalize(pixels)))
+    def encode(self, pixels: Tensor | SharedBorder) -> Tensor:
+        """Return features (B, D) float32: what the last linear layer is given.
+
+        Raises:
+            UserError: The network does not end in a linear layer.
+        """
+        seen: list[Tensor] = []
+        handle = self.classifier_head().register_forward_pre_hook(
+            lambda module, inputs: seen.append(inputs[0])
+        )
+        try:
+            self.run_network(pixels, compiled=False)  # a compiled network does not call the hook
+        finally:
+            handle.remove()
+        return seen[-1].float()
+
+    def score(self, features: Tensor) -> Tensor:
+        """Return source logits (B, S) float32 of features (B, D)."""
+        return self.run(self.classifier_head(), features)
+
+    def forward(self, pixels: Tensor | SharedBorder) -> Tensor:
+        """Return source logits (B, S) float32."""
+        return self.run_network(pixels)
 
     def compile_network(self) -> None:
-        """Have ``forward`` use the network compiled (torch.compile), for each of the few sizes of batch that a run has;
-        up to rounding the result is the same. What shares the border of images uses the network itself, and so does a
-        copy of this source."""
+        """Use the compiled network (torch.compile) for plain pixels, compiled for each batch size that occurs.
+
+        The result is the same up to rounding. Shared borders, ``encode`` of a closed label set, and copies of this
+        source use the network uncompiled.
+        """
         compiled = torch.compile(lambda pixels: self.network(pixels), dynamic=False)
 
         def network(pixels: Tensor) -> Tensor:
@@ -180,28 +241,17 @@ class Source(nn.Module):
         Raises:
             UserError: The network does not end in a linear layer.
         """
-        linear = [
-            m
-            for m in self.network.modules()
-            if isinstance(m, nn.Linear) and m.out_features == len(self.labels)
-        ]
-        if not linear:
+        head = self.last_linear()
+        if head is None or not self._ends_in_linear:
             raise UserError(
-                f"source {self.name!r}: no linear classifier layer was found, so no features before it"
+                f"source {self.name!r} does not end in a linear layer, so it gives logits and no features"
             )
-        return linear[-1]
+        return head
 
-    def features(self, pixels: Tensor) -> Tensor:
-        """Return features (B, D) float32: what the classifier layer is given."""
-        seen: list[Tensor] = []
-        handle = self.classifier_head().register_forward_pre_hook(
-            lambda module, inputs: seen.append(inputs[0])
-        )
-        try:
-            self.run(self.network, self.normalize(pixels))
-        finally:
-            handle.remove()
-        return seen[-1].float()
+    def last_linear(self) -> nn.Linear | None:
+        """Return the last linear layer with S outputs, None where there is none."""
+        linear = [module for module in self.network.modules() if isinstance(module, nn.Linear)]
+        return next((layer for layer in reversed(linear) if layer.out_features == len(self.labels)), None)
 
     @property
     def num_features(self) -> int:
@@ -246,11 +296,16 @@ def check_precision(precision: str, device: torch.device) -> str:
 
 
 def check_forward(source: Source) -> Source:
-    """Run one empty image through a source and hold the number of its logits against its labels.
+    """Run one empty image through a source and check that it gives one logit for each label.
+
+    The source learns whether its logits are the output of its last linear layer: after two heads that are averaged, or
+    a softmax, there are no features.
 
     Raises:
         UserError: The architecture does not take the canvas, or the labels do not fit the logits.
     """
+    head, seen = source.last_linear(), []
+    handle = head and head.register_forward_hook(lambda module, inputs, output: seen.append(output))
     try:
         with torch.no_grad():
             logits = source(torch.zeros(1, 3, *source.canvas, device=source.mean.device))
@@ -260,8 +315,12 @@ def check_forward(source: Source) -> Source:
         raise UserError(
             f"source.canvas: {source.name!r} does not take {height}x{width} pixels: {reason}"
         ) from error
+    finally:
+        if handle is not None:
+            handle.remove()
     if logits.ndim != 2 or logits.shape[1] != len(source.labels):
         raise UserError(
             f"source {source.name!r} gives logits {tuple(logits.shape)} for {len(source.labels)} labels"
         )
+    source._ends_in_linear = any(torch.equal(output.float(), logits) for output in seen[-1:])
     return source

@@ -1,7 +1,7 @@
 """CLIP: a source whose label space is made of text.
 
-Every library's models are brought to one shape, ``ClipParts``; what follows, the label space, its embeddings and
-the logits, is the same for all.
+Each loader describes its model as ``ClipParts``; the label space, the text embeddings and the logits are then the same
+for all.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..labels.space import LabelSpace
 from ..registry import UserError
-from .base import Preprocessing, Source, weights_fingerprint
+from .base import Preprocessing, SharedBorder, Source, weights_fingerprint
 from .text import text_embeddings
 
 
@@ -30,7 +30,7 @@ class ClipParts:
         too_long: A list of texts to those that exceed the text tower's context.
         weights: The modules whose weights decide features and embeddings.
         scale: Factor of the cosine in the logits, exp(logit_scale).
-        bias: What is added to the logits (SigLIP), else 0.
+        bias: Added to the logits (SigLIP), else 0.
         preprocessing: The model's own.
     """
 
@@ -60,12 +60,15 @@ class ClipSource(Source):
         self.scale, self.bias = parts.scale, parts.bias
         self.register_buffer("text_features", text_features, persistent=False)
 
-    def logits(self, output: Tensor) -> Tensor:
-        return self.scale * F.normalize(output, dim=1) @ self.text_features.T + self.bias
-
-    def features(self, pixels: Tensor) -> Tensor:
+    def encode(self, pixels: Tensor | SharedBorder) -> Tensor:
         """Return image features (B, D) float32, not normalised."""
-        return self.run(self.network, self.normalize(pixels))
+        return self.run_network(pixels)
+
+    def score(self, features: Tensor) -> Tensor:
+        return self.scale * F.normalize(features, dim=1) @ self.text_features.T + self.bias
+
+    def forward(self, pixels: Tensor | SharedBorder) -> Tensor:
+        return self.score(self.encode(pixels))
 
     @property
     def num_features(self) -> int:

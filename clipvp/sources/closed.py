@@ -16,7 +16,7 @@ from .preprocessing import timm_preprocessing
 
 
 def imagenet_names(infer_from, num_classes: int) -> tuple[str, ...]:
-    """Return readable names for a timm model's logits; numbered ones where timm knows none."""
+    """Return a readable name for each logit of a timm model; "label 0", "label 1", ... if timm has no names."""
     import timm.data
 
     config = infer_from.pretrained_cfg
@@ -43,7 +43,7 @@ def load_timm(
     if model.startswith("local-dir:"):
         folder = Path(model.removeprefix("local-dir:"))
         if not (folder / "config.json").is_file():
-            raise UserError(f"source {name!r}: {str(folder)!r} holds no config.json of a timm model")
+            raise UserError(f"source {name!r}: {str(folder)!r} has no config.json of a timm model")
     elif model.startswith("hf-hub:"):
         repository = model.removeprefix("hf-hub:").partition("@")[0]
         model = f"{model}@{revision}" if revision else model
@@ -51,7 +51,7 @@ def load_timm(
         architecture, _, tag = model.partition(".")
         if not timm.is_model(architecture):
             raise UserError(
-                f"source {name!r}: timm has no {architecture!r}; {_few(architecture, timm.list_models())}"
+                f"source {name!r}: timm has no {architecture!r}; {_nearest_models(architecture, timm.list_models())}"
             )
         tags = timm.list_pretrained(f"{architecture}.*")
         if tag and model not in tags:
@@ -60,10 +60,10 @@ def load_timm(
             )
         if not tags:
             raise UserError(f"source {name!r}: timm has no pretrained weights for {architecture!r}")
-        known = timm.get_pretrained_cfg(model)
-        repository = known.hf_hub_id  # a few old weights come from elsewhere
+        config = timm.get_pretrained_cfg(model)
+        repository = config.hf_hub_id  # None for a few old weights that are not on the hub
         if repository and repository.endswith("/"):
-            repository += f"{architecture}.{known.tag}" if known.tag else architecture
+            repository += f"{architecture}.{config.tag}" if config.tag else architecture
         if revision:
             overlay = {"pretrained_cfg_overlay": {"hf_hub_id": f"{repository}@{revision}"}}
     with hub_access(name, [repository] if repository else [], revision, local_files_only):
@@ -74,21 +74,22 @@ def load_timm(
 
 
 def create_timm(model: str, canvas: Sequence[int] | None, **options: Any) -> nn.Module:
-    """Build the model; an architecture that fixes its input size at construction is told the canvas."""
+    """Build a timm model; architectures that fix their input size when they are built get the canvas (H, W)."""
     import timm
 
     if canvas is None:
         return timm.create_model(model, **options)
     try:
         return timm.create_model(model, img_size=tuple(canvas), **options)
-    except TypeError:  # a convolutional network: it takes any size, and no img_size
+    except TypeError:  # a convolutional network takes any size and has no argument img_size
         return timm.create_model(model, **options)
     except (RuntimeError, AssertionError) as error:
         size = "x".join(map(str, canvas))
         raise RuntimeError(f"at a canvas of {size} pixels: {str(error) or type(error).__name__}") from error
 
 
-def _few(value: str, allowed: list[str]) -> str:
+def _nearest_models(value: str, allowed: list[str]) -> str:
+    """Return the end of an error sentence; timm has too many models to list them all."""
     import difflib
 
     close = difflib.get_close_matches(value, allowed, n=5, cutoff=0.5)

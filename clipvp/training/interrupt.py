@@ -1,4 +1,4 @@
-"""Stop when asked: finish the step, save, leave with a code of its own."""
+"""Stopping on request: finish the step, save, and exit with a code of its own."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import threading
 import time
 from types import FrameType
 
-_ONE_REQUEST = 1.0  # seconds: a launcher passes on a signal that its processes were sent too
-EXIT_CODE = 75  # "try again later": a launcher that requeues gets the same run back with --resume auto
+_ONE_REQUEST = 1.0  # seconds: a launcher passes on a signal that its processes got too
+EXIT_CODE = 75  # "try again later": started again with --resume auto, the run goes on
 
 
 class Interrupted(Exception):
-    """A run was asked to stop and has saved; the message says where it goes on."""
+    """A run was asked to stop and has saved; the message says how to go on."""
 
 
 class StopRequest:
-    """Whether SIGTERM or SIGINT came, while used as a context. One that comes later than a second after the first ends
-    the process at once."""
+    """A context that notes SIGTERM and SIGINT. A second signal, more than a second after the first, ends the process at
+    once."""
 
     def __init__(self):
         self.signal: str | None = None

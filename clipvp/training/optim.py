@@ -1,25 +1,117 @@
-"""Optimisers, and learning rates as a function of the step alone, so that nothing has to be resumed."""
+"""Optimisers by name, and learning rates as a function of the step alone, so that nothing has to be resumed."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from ..config.schema import OptimConfig
+from ..registry import OPTIMIZERS, UserError, check_positive, nearest
+
+# The settings of each group and its parameters; the first settings are those of most groups.
+Groups = list[tuple[OptimConfig, list[nn.Parameter]]]
 
 
-def build_optimizer(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Return the optimiser that a config names, over the parameters that train."""
-    parameters = list(parameters)
-    if config.name == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-        )
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.name]
-    return kind(parameters, lr=config.lr, weight_decay=config.weight_decay)
+@dataclass
+class AdamConfig(OptimConfig):
+    """Adam."""
+
+    name: str = "adam"
+
+
+@dataclass
+class AdamWConfig(OptimConfig):
+    """AdamW."""
+
+    name: str = "adamw"
+
+
+@dataclass
+class SGDConfig(OptimConfig):
+    """Stochastic gradient descent.
+
+    Args:
+        momentum: Momentum, 0 or more.
+    """
+
+    name: str = "sgd"
+    momentum: float = 0.9
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive("optim.momentum", self.momentum, zero=True)
+
+
+def adam(groups: Groups) -> torch.optim.Optimizer:
+    return torch.optim.Adam(_settings(groups))
+
+
+def adamw(groups: Groups) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(_settings(groups))
+
+
+def sgd(groups: Groups) -> torch.optim.Optimizer:
+    return torch.optim.SGD(_settings(groups, "momentum"))
+
+
+def _settings(groups: Groups, *more: str) -> list[dict]:
+    """Return groups as torch has them, with the rate, the weight decay and further settings."""
+    return [
+        {"params": parameters, **{key: getattr(config, key) for key in ("lr", "weight_decay", *more)}}
+        for config, parameters in groups
+    ]
+
+
+class ScheduledOptimizer:
+    """The optimiser of a config over groups of parameters, each with its own settings and schedule.
+
+    Args:
+        config: ``groups`` holds what differs for a group.
+        parameters: The parameters that train, by group; one or more.
+        steps_per_epoch: Steps in an epoch.
+        epochs: Epochs of the run.
+
+    Attributes:
+        optimizer: The torch optimiser.
+
+    Raises:
+        UserError: ``optim.groups`` names a group that this run does not have.
+    """
+
+    def __init__(
+        self,
+        config: OptimConfig,
+        parameters: dict[str, list[nn.Parameter]],
+        steps_per_epoch: int,
+        epochs: int,
+    ):
+        for name in config.groups:
+            if name not in parameters:
+                raise UserError(
+                    f"optim.groups: nothing trains in a group {name!r}; {nearest(name, parameters)}"
+                )
+        self.configs = {name: config.group(name) for name in parameters}
+        build: Callable[[Groups], torch.optim.Optimizer] = OPTIMIZERS.get(config.name)
+        self.optimizer = build([(self.configs[name], own) for name, own in parameters.items()])
+        self.steps_per_epoch, self.epochs = steps_per_epoch, epochs
+
+    def rates(self, step: int) -> dict[str, float]:
+        """Return the learning rate of each group at a step of the run."""
+        return {
+            name: lr_at(config, step, self.steps_per_epoch, self.epochs)
+            for name, config in self.configs.items()
+        }
+
+    def step(self, step: int) -> None:
+        """Take one step with the gradients that the parameters hold, at the rates of ``step``."""
+        for group, rate in zip(self.optimizer.param_groups, self.rates(step).values(), strict=True):
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
 
 def lr_at(config: OptimConfig, step: int, steps_per_epoch: int, epochs: int) -> float:
@@ -33,7 +125,7 @@ def lr_at(config: OptimConfig, step: int, steps_per_epoch: int, epochs: int) -> 
 
     Returns:
         ``lr`` times the schedule's factor. Warm-up: (step + 1) / warm-up steps while below 1. multistep:
-        gamma for each milestone m with int(m * epochs) epochs done, one at least. cosine: (1 + cos(pi * p)) / 2
+        gamma for each milestone m with int(m * epochs) epochs done, at least one. cosine: (1 + cos(pi * p)) / 2
         with p the share of the steps after warm-up that are done; cosine_epoch: the same at the epoch's first
         step. constant: 1.
 

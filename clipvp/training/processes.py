@@ -1,4 +1,4 @@
-"""What many processes do together: fail together, and build what they share once."""
+"""Work that all processes share: failing together, and building a shared result once."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Result = TypeVar("Result")
 
 
 @contextmanager
-def together(accelerator: Accelerator) -> Iterator[None]:
-    """What fails on one process fails on all, so that none waits for one that has left; every process must enter it.
+def fail_together(accelerator: Accelerator) -> Iterator[None]:
+    """Raise on all processes when one fails, so that none waits for it; every process must enter this context.
 
     Raises:
-        UserError: Another process failed; the line is that process's.
+        UserError: Another process failed; the message is that process's.
     """
     error = None
     try:
@@ -39,13 +39,13 @@ def together(accelerator: Accelerator) -> Iterator[None]:
 
 
 def main_first(accelerator: Accelerator, act: Callable[[], Result]) -> Result:
-    """Return what ``act`` returns; the main process does it first, then one process of each machine, then the rest.
+    """Return what ``act`` returns; the main process runs it first, then one process of each machine, then the others.
 
-    What the first leaves in a cache, the others find there.
+    So the later ones find in a cache what the first ones wrote.
     """
     turn = 0 if accelerator.is_main_process else 1 if accelerator.is_local_main_process else 2
     for now in range(3):
-        with together(accelerator):
+        with fail_together(accelerator):
             if now == turn:
                 result = act()
     return result

@@ -1,15 +1,14 @@
 """The steps of a run on one process of many, and everything that decides its future.
 
-The order of the images depends on seed and epoch alone and the learning rate on the step alone, so that a run is
-a function of its config, and a checkpoint between any two steps is enough to go on as if nothing had happened. A
-step's parts are summed in one order, so that runs with as many parts a step, processes times gradient accumulation
-steps, round alike where the source is frozen.
+The order of the images depends on seed and epoch alone and the learning rates on the step alone, so that a run is
+a function of its config, and a checkpoint between any two steps is enough to go on as if nothing had happened. Where
+the source is frozen, a step's parts are summed in one order, so that runs with as many parts a step, processes times
+gradient accumulation steps, round alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,49 +20,14 @@ from torch.nn import functional as F
 from ..config.schema import RunConfig
 from ..data.augment.basic import epoch_augmentation
 from ..data.batches import Batches, epoch_order
-from ..mappings.assignment import count_matrix
+from ..mappings.statistic import Statistic, sum_over_processes
 from ..model import PromptedClassifier
 from ..progress import Progress
-from ..registry import UserError
+from ..registry import GRADIENTS, UserError
 from ..scoring.scores import EvalResult, score
-from .optim import build_optimizer, lr_at
-
-
-@dataclass
-class State:
-    """Where a run stands, beside the tensors that train.
-
-    Args:
-        epoch: Epochs finished.
-        step: Steps taken in the epoch that is under way.
-        row: What is known of that epoch's line in the metrics.
-        history: One row a finished epoch.
-        best: Epoch and scores of the best validation so far.
-        best_on_test: Epoch and scores of the best test, where every epoch is tested; it selects nothing.
-        seconds: Seconds by phase before this process started.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    row: dict[str, Any] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best: dict[str, Any] | None = None
-    best_on_test: dict[str, Any] | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def check(self, steps: int) -> None:
-        """Raise ``ValueError`` where this is no state of a run with so many steps an epoch."""
-        whole = type(self.epoch) is int and type(self.step) is int and 0 <= self.step <= steps
-        rows = isinstance(self.history, list) and all(isinstance(row, dict) for row in self.history)
-        if not (whole and rows and self.epoch == len(self.history) and isinstance(self.row, dict)):
-            raise ValueError(f"epoch {self.epoch!r}, step {self.step!r} and its lines do not go together")
-        for best in (self.best, self.best_on_test):
-            if best is not None and not (isinstance(best, dict) and {"epoch", "acc1"} <= best.keys()):
-                raise ValueError(f"{best!r} is no score of an epoch")
-        if not isinstance(self.seconds, dict) or not all(
-            isinstance(spent, (int, float)) for spent in self.seconds.values()
-        ):
-            raise ValueError("the seconds by phase are no numbers")
+from .optim import ScheduledOptimizer, lr_at
+from .state import State
+from .statistics import count_pass, fit_mapping
 
 
 class Trainer:
@@ -87,12 +51,17 @@ class Trainer:
     ):
         self.classifier, self.data, self.config = classifier, data, config
         self.accelerator, self.progress = accelerator, progress
-        self.parameters = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
-        self.optimizer = build_optimizer(config.optim, self.parameters) if self.parameters else None
-        self.statistics = _moving_statistics(classifier.source.network)
+        self.steps = -(-len(data["train"]) // config.train.batch_size)
+        groups = classifier.parameter_groups()
+        self.parameters = [parameter for own in groups.values() for parameter in own]
+        self.optimizer = (
+            ScheduledOptimizer(config.optim, groups, self.steps, config.train.epochs) if groups else None
+        )
+        self.gradient_rule = GRADIENTS.get(config.train.gradient)(config.train, config.seed)
+        self.running_norms = _running_norms(classifier.source.network)
+        self.running = self._empty_running()
         self.state = State()
         self.best_state: dict[str, Tensor] = {}
-        self.steps = -(-len(data["train"]) // config.train.batch_size)
         self._begin_epoch()
 
     def _begin_epoch(self) -> None:
@@ -101,32 +70,33 @@ class Trainer:
         self.losses = torch.zeros(parts, self.steps, device=self.accelerator.device)
         self.hits = torch.zeros((), dtype=torch.int64, device=self.accelerator.device)
 
-    def score(self, split: str, phase: str) -> EvalResult:
-        """Score one split with the classifier as it stands."""
-        batches, size = self.data[split], self.config.train.batch_size
-        watch = self.progress.watch(batches.mine(size), phase)
-        return score(self.classifier, batches, size, self.accelerator, watch)
+    def _empty_running(self) -> Statistic | None:
+        """Return the statistic that the steps gather for the mapping, None where a pass gathers it."""
+        mapping = self.classifier.mapping
+        return mapping.statistic() if mapping.running else None
 
-    @torch.no_grad()
+    def score(self, split: str, phase: str) -> EvalResult:
+        """Score one split with the classifier as it is now."""
+        batches, size = self.data[split], self.config.train.batch_size
+        return score(self.classifier, batches, size, self.accelerator, self._watch(batches, phase))
+
     def refresh_mapping(self, phase: str) -> int:
-        """Fit the mapping to new counts, summed over processes; return how many classes changed their label."""
-        mapping, train = self.classifier.mapping, self.data["train"]
-        counts = mapping.running_counts()
-        if counts is None:
-            self.classifier.eval()
+        """Fit the mapping to a new statistic; return how many classes changed their first label."""
+        own, train = self.running, self.data["train"]
+        if own is None or self.state.epoch == 0:
             size = self.config.train.batch_size
-            batches = self.progress.watch(train.mine(size), phase)(train.in_turn(size))
-            pairs = ((self.classifier.source_logits(images), labels) for images, labels in batches)
-            counts = count_matrix(pairs, mapping.num_source, mapping.num_target)
-        before = mapping.source_index.clone()
-        mapping.fit(self.accelerator.reduce(counts.to(self.accelerator.device), "sum"))
-        return int((before != mapping.source_index).sum())
+            own = count_pass(self.classifier, train, size, self._watch(train, phase))
+        self.running = self._empty_running()
+        return fit_mapping(self.classifier, own)
+
+    def _watch(self, batches: Batches, phase: str) -> Callable:
+        return self.progress.watch(batches.num_local_images(self.config.train.batch_size), phase)
 
     def train_epoch(self, phase: str, after_step: Callable[[], None] = lambda: None) -> dict[str, Any]:
-        """Take the steps that are left of the epoch under way; return its last lr, and loss and accuracy of all of it.
+        """Take the remaining steps of the current epoch; return its last learning rates, its loss and its accuracy.
 
         Raises:
-            UserError: The loss is no number.
+            UserError: The loss is not a number.
         """
         train, config, state = self.data["train"], self.config, self.state
         batches = epoch_order(len(train), config.seed, state.epoch).split(config.train.batch_size)
@@ -137,68 +107,77 @@ class Trainer:
         self.classifier.train()
         with self.progress.bar(sum(sizes), phase, done=seen) as bar:
             for step in range(state.step, len(batches)):
-                gradients = [
-                    self._gradient(part, augment, len(batches[step]), self.losses[place, step])
+                parts = [
+                    partial(self._gradient, part, augment, len(batches[step]), self.losses[place, step])
                     for place, part in enumerate(shares[step])
                 ]
-                self._update(gradients, self._lr(step))
+                self._update(parts)
                 seen, state.step = seen + sizes[step], step + 1
                 bar.advance(sizes[step], partial(_means, self.losses, self.hits, seen))
                 after_step()
         losses = self.check_finite()
         hits = self.accelerator.reduce(self.hits, "sum")
         means = {"train_loss": float(losses.sum()) / len(train), "train_acc1": int(hits) / len(train)}
-        return {"lr": self._lr(len(batches) - 1), **means}
+        return {**self._rates(state.epoch * self.steps + len(batches) - 1), **means}
 
-    def _lr(self, step: int) -> float:
-        """Return the learning rate of a step of the epoch under way."""
-        step += self.state.epoch * self.steps
-        return lr_at(self.config.optim, step, self.steps, self.config.train.epochs)
+    def _rates(self, step: int) -> dict[str, float]:
+        """Return the learning rates for the metrics: ``lr``, and ``lr.GROUP`` of groups with settings of their own."""
+        rates = self.optimizer.rates(step) if self.optimizer is not None else {}
+        own = {f"lr.{name}": rates[name] for name in self.config.optim.groups if name in rates}
+        return {"lr": lr_at(self.config.optim, step, self.steps, self.config.train.epochs), **own}
 
     def _gradient(
-        self,
-        part: Tensor,
-        augment: Callable[[Tensor, Tensor], Tensor],
-        global_batch: int,
-        loss_place: Tensor,
+        self, part: Tensor, augment: Callable[[Tensor, Tensor], Tensor], global_batch: int, loss_place: Tensor
     ) -> list[Tensor]:
-        """Return what one part of a step adds to the gradient of each parameter; note its loss, hits and counts."""
+        """Return what one part of a step adds to the gradient of each parameter; note its loss, hits and statistic."""
         if not len(part):  # a last batch may have fewer images than there are processes and parts
             return [torch.zeros_like(parameter) for parameter in self.parameters]
         images, labels = self.data["train"].take(part, augment)
-        source_logits = self.classifier.source_logits(images)
-        logits = self.classifier.mapping(source_logits)
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-        loss_place.copy_(loss.detach())
-        self.hits += (logits.argmax(1) == labels).sum()
-        self.classifier.mapping.observe(source_logits, labels)
-        if not self.parameters:
-            return []
-        return list(
-            torch.autograd.grad(
-                loss / global_batch, self.parameters, allow_unused=True, materialize_grads=True
-            )
-        )
+        noted = False
 
-    def _update(self, gradients: list[list[Tensor]], lr: float) -> None:
-        """Sum the parts' gradients, of all processes and in one order whoever computed them, and take a step."""
+        def loss() -> Tensor:
+            nonlocal noted
+            outputs = self.classifier.source_outputs(images)
+            logits = self.classifier.mapping(outputs)
+            total = F.cross_entropy(logits, labels, reduction="sum")
+            if not noted:
+                noted = True
+                loss_place.copy_(total.detach())
+                self.hits += (logits.argmax(1) == labels).sum()
+                if self.running is not None:
+                    self.running.add(outputs.detach(), labels)
+            return total / global_batch
+
+        return self.gradient_rule(loss, self.parameters, self.state.epoch * self.steps + self.state.step)
+
+    def _update(self, parts: list[Callable[[], list[Tensor]]]) -> None:
+        """Compute the gradients of the parts of a step, sum them over all processes, and take the step."""
         if self.optimizer is None:
+            for part in parts:
+                part()
             return
-        for parameter in reversed(self.parameters):
-            own = torch.stack([part.pop() for part in gradients])
-            parameter.grad = self.accelerator.gather(own).sum(0)
-        for buffer in self.statistics if self.accelerator.num_processes > 1 else ():
-            buffer.copy_(self.accelerator.reduce(buffer, "mean"))
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        if self.classifier.source_is_frozen:
+            # In one order, whichever process computes which part.
+            gradients = [part() for part in parts]
+            for parameter in reversed(self.parameters):
+                own = torch.stack([part.pop() for part in gradients])
+                parameter.grad = self.accelerator.gather(own).sum(0)
+        else:  # of a whole network one gradient is kept, not one for each part
+            for part in parts:
+                for parameter, gradient in zip(self.parameters, part(), strict=True):
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+            if self.accelerator.num_processes > 1:
+                for parameter in self.parameters:
+                    parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
+                for value in self.running_norms:
+                    value.copy_(self.accelerator.reduce(value, "mean"))
+        self.optimizer.step(self.state.epoch * self.steps + self.state.step)
 
     def check_finite(self) -> Tensor:
         """Return the loss of each step (steps,), summed over its images; every process must call it.
 
         Raises:
-            UserError: A loss, or what trains, is no number.
+            UserError: A loss, or a parameter, is not a number.
         """
         losses = self.accelerator.gather(self.losses).sum(0)
         bad = (~losses.isfinite()).nonzero()
@@ -213,36 +192,40 @@ class Trainer:
         )
 
     def end_epoch(self) -> None:
-        """Close the epoch under way: its row joins the history."""
+        """Close the current epoch: its row joins the history."""
         state = self.state
         state.history.append(state.row)
         state.epoch, state.step, state.row = state.epoch + 1, 0, {}
         self._begin_epoch()
 
     def keep_best(self, result: EvalResult) -> None:
-        """Remember the classifier as it stands where it validates better than ever before."""
+        """Keep a copy of what trains, if it validates better than ever before."""
         if self.state.best is None or result.acc1 > self.state.best["acc1"]:
             self.state.best = {"epoch": self.state.epoch + 1, **result.to_dict()}
             self.best_state = {k: v.detach().clone() for k, v in self.classifier.trained_state().items()}
 
-    # What decides the future, as tensors by name. Sums that each process holds a part of are summed: whoever goes
-    # on, with however many processes, starts from the whole.
+    # What decides the future, as tensors by name. Sums of which each process holds a part are summed, so that a run
+    # can go on with another number of processes.
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what a checkpoint holds beside ``state``; every process must call it."""
         own = {f"trained.{name}": value for name, value in self.classifier.trained_state().items()}
         own |= {f"best.{name}": value for name, value in self.best_state.items()}
         if self.optimizer is not None:
-            for index, slots in self.optimizer.state_dict()["state"].items():
+            for index, slots in self.optimizer.optimizer.state_dict()["state"].items():
                 own |= {f"optim.{index}.{slot}": value for slot, value in slots.items() if value is not None}
-        sums = {name: self.accelerator.reduce(value, "sum") for name, value in self._sums().items()}
-        return own | sums | {"sum.losses": self.accelerator.gather(self.losses).sum(0)}
+        own |= {"sum.hits": self.accelerator.reduce(self.hits, "sum")}
+        own |= {"sum.losses": self.accelerator.gather(self.losses).sum(0)}
+        if self.running is not None:
+            total = sum_over_processes(self.running, self._empty_running())
+            own |= {f"sum.statistic.{name}": value for name, value in total.tensors().items()}
+        return own
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Go on from what ``tensors`` and ``state`` gave.
 
         Raises:
-            UserError: They are no run's with this config.
+            UserError: They do not belong to a run with this config.
         """
         try:
             self._restore(tensors, state)
@@ -275,21 +258,25 @@ class Trainer:
                 if slot != "step":
                     fit(name, value, self.parameters[int(index)])
                 slots.setdefault(int(index), {})[slot] = value
-            groups = self.optimizer.state_dict()["param_groups"]
-            self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+            optimizer = self.optimizer.optimizer
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": slots, "param_groups": groups})
         self.losses.zero_()
-        for name, value in {**self._sums(), "sum.losses": self.losses[0]}.items():
+        main = self.accelerator.is_main_process  # it takes what all processes had gathered
+        for name, value in {"sum.hits": self.hits, "sum.losses": self.losses[0]}.items():
             fit(name, tensors[name], value)
-            value.copy_(tensors[name]) if self.accelerator.is_main_process else value.zero_()
+            value.copy_(tensors[name]) if main else value.zero_()
+        self.running = self._empty_running()
+        if self.running is not None:
+            gathered = part("sum.statistic.")
+            if gathered.keys() != self.running.tensors().keys():
+                raise ValueError("it holds no running statistic of this mapping; start anew")
+            if main:
+                self.running.add_tensors(gathered)
 
-    def _sums(self) -> dict[str, Tensor]:
-        """Return the whole numbers that each process has a part of."""
-        running = getattr(self.classifier.mapping, "running", None)
-        return {"sum.hits": self.hits} | ({} if running is None else {"sum.running": running})
 
-
-def _moving_statistics(network: nn.Module) -> list[Tensor]:
-    """Return what batch norms gather where a network trains; those of a frozen one never move."""
+def _running_norms(network: nn.Module) -> list[Tensor]:
+    """Return the running statistics of batch norms in a network that trains; nothing for a frozen one."""
     if not any(parameter.requires_grad for parameter in network.parameters()):
         return []
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]

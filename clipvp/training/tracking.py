@@ -1,4 +1,4 @@
-"""Experiment trackers, through accelerate's: each epoch's numbers, and at the end prompt and mapping as pictures."""
+"""Experiment trackers, through accelerate: each epoch's numbers, and at the end pictures of prompt and mapping."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Pictures = dict[str, np.ndarray]  # (h, w, 3) uint8 by name
 
 
 def check_trackers(names: list[str]) -> None:
-    """Raise ``UserError`` where a tracker's package is not installed; accelerate would leave it out in silence."""
+    """Raise ``UserError`` where a tracker's package is not installed; accelerate would ignore it silently."""
     available = {str(tracker) for tracker in get_available_trackers()}
     for name in names:
         if name not in available:
@@ -34,15 +34,15 @@ def check_trackers(names: list[str]) -> None:
 
 
 class Tracking:
-    """The trackers that ``train.report_to`` names, for one run; none is the usual case.
+    """The trackers that ``train.report_to`` names, for one run.
 
     Args:
-        accelerator: Its main process reports. Trackers that it has already are told too, and left open.
+        accelerator: Its main process reports, also to trackers that the accelerator has already; those stay open.
         config: The run's.
-        folder: The run's, where trackers that write files do so; trackio has a folder of its own for all runs.
+        folder: The run's; trackers that write files write there, except trackio, which has one folder for all runs.
 
     Raises:
-        UserError: A tracker does not start, such as one that wants a login.
+        UserError: A tracker does not start, for example without a login.
     """
 
     def __init__(self, accelerator: Accelerator, config: RunConfig, folder: Path):
@@ -60,7 +60,7 @@ class Tracking:
         options = {"wandb": {**name, "dir": accelerator.logging_dir}, "trackio": name}
         try:
             accelerator.init_trackers(PROJECT, values, options)
-        except Exception as error:  # each tracker has errors of its own
+        except Exception as error:  # each tracker raises errors of its own
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(f"train.report_to: {' or '.join(self.names)} does not start: {reason}") from error
 
@@ -73,11 +73,11 @@ class Tracking:
     def end(
         self, classifier: PromptedClassifier, test: EvalResult, metrics: dict[str, Any], step: int
     ) -> None:
-        """Report the final scores and the pictures, and close what was opened here."""
+        """Report the final scores and the pictures, and close the trackers that were opened here."""
         scores = {key: value for key, value in flat(metrics).items() if isinstance(value, (int, float))}
         self.accelerator.log(scores, step=step)
         takers = [tracker for tracker in self.accelerator.trackers if tracker.name in _PICTURES]
-        if takers and classifier.is_prompt and self.accelerator.is_main_process:
+        if takers and classifier.source_is_frozen and self.accelerator.is_main_process:
             pictures = _pictures(classifier, test)
             for tracker in takers if pictures else []:
                 _PICTURES[tracker.name](tracker, pictures, step)
@@ -91,11 +91,11 @@ def _pictures(classifier: PromptedClassifier, test: EvalResult) -> Pictures:
     """Return the pictures of a run; none where matplotlib is not installed."""
     from ..results.plots import plot_mapping, plot_prompt
 
-    labels, index = classifier.source.labels, classifier.mapping.source_index
+    labels, links = classifier.source.labels, classifier.mapping.links()
     try:
         figures = {
             "prompt": plot_prompt(classifier.prompt),
-            "mapping": plot_mapping(test.counts, index, labels, classifier.class_names),
+            "mapping": plot_mapping(test.counts, links, labels, classifier.class_names),
         }
     except UserError:
         return {}
@@ -126,7 +126,7 @@ def _to_trackio(tracker: GeneralTracker, pictures: Pictures, step: int) -> None:
     tracker.log({name: Image(picture) for name, picture in pictures.items()}, step=step)
 
 
-# The trackers that take pictures, and how.
+# How to send pictures, for the trackers that take them.
 _PICTURES: dict[str, Callable[[GeneralTracker, Pictures, int], None]] = {
     "tensorboard": _to_tensorboard,
     "wandb": _to_wandb,

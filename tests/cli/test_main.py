@@ -17,8 +17,8 @@ from clipvp.cli.main import main
 from clipvp.data.cache import list_entries
 from clipvp.data.sets import ImageSet
 from clipvp.images import Resize
-from clipvp.mappings.base import RandomMapping
-from clipvp.prompts.base import PaddingPrompt
+from clipvp.mappings.random import RandomMapping
+from clipvp.prompts.padding import PaddingPrompt
 
 NAMES = ["class0", "class1", "class2"]
 OLD = Path(__file__).parents[1] / "files" / "prompt_v1"

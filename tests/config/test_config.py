@@ -19,7 +19,7 @@ from clipvp.config.schema import (
     TrainConfig,
 )
 from clipvp.config.values import differences, from_dict, to_dict
-from clipvp.registry import Registry, UserError
+from clipvp.registry import Entry, Registry, UserError
 from clipvp.results.folder import config_yaml
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
@@ -33,20 +33,32 @@ SOURCES = st.builds(
     revision=st.none() | st.text(min_size=1, max_size=5),
     local_files_only=st.booleans(),
 )
-PROMPTS = st.builds(
-    PromptConfig,
-    kind=st.sampled_from(["padding", "border", "patch", "full", "none"]),
-    image_size=OPTIONAL_COUNT,
-    patch_position=st.lists(st.integers(0, 99), min_size=2, max_size=2),
-    space=st.sampled_from(["pixel", "normalized"]),
-    clip=st.booleans(),
+PROMPTS = st.one_of(
+    st.builds(PromptConfig, kind=st.just("padding"), image_size=OPTIONAL_COUNT, share_border=st.booleans()),
+    st.builds(PromptConfig, kind=st.just("border"), width=st.integers(1, 99), clip=st.booleans()),
+    st.builds(
+        PromptConfig,
+        kind=st.just("patch"),
+        patch_position=st.lists(st.integers(0, 99), min_size=2, max_size=2),
+        space=st.sampled_from(["pixel", "normalized"]),
+    ),
+    st.builds(PromptConfig, kind=st.sampled_from(["full", "none"])),
 )
-MAPPINGS = st.builds(
-    MappingConfig,
-    kind=st.sampled_from(["random", "frequency", "identity"]),
-    refresh=st.just("never") | st.integers(1, 50),
-    assignment=st.sampled_from(["greedy", "optimal"]),
-    statistics=st.sampled_from(["exact", "running"]),
+MAPPINGS = st.one_of(
+    st.builds(
+        MappingConfig,
+        kind=st.just("frequency"),
+        refresh=st.just("never") | st.integers(1, 50),
+        assignment=st.sampled_from(["greedy", "optimal"]),
+        statistics=st.sampled_from(["exact", "running"]),
+    ),
+    st.builds(
+        MappingConfig,
+        kind=st.sampled_from(["random", "identity"]),
+        templates=st.none() | st.lists(st.just("a {}"), min_size=1),
+        class_names=st.none()
+        | st.dictionaries(st.text(min_size=1, max_size=3), st.text(max_size=3), max_size=2),
+    ),
 )
 DATA = st.builds(
     DataConfig,
@@ -118,18 +130,18 @@ def test_numbers_that_yaml_reads_as_text_are_numbers():
 @pytest.mark.parametrize(
     "values, words",
     [
-        ({"optm": {}}, ["optm", "did you mean 'optim'"]),
-        ({"optim": {"lrr": 1}}, ["section optim", "lrr", "did you mean 'lr'"]),
-        ({"optim": 3}, ["optim is 3"]),
+        ({"optm": {}}, ["optm", "did you mean 'optim"]),
+        ({"optim": {"lrr": 1}}, ["'optim.lrr'", "did you mean 'optim.lr'", "optim.name is 'adam'"]),
+        ({"optim": 3}, ["optim", "3", "section"]),
         ([], ["the whole is []"]),
-        ({"optim": {"lr": "fast"}}, ["optim.lr", "'fast'", "float"]),
+        ({"optim": {"lr": "fast"}}, ["optim.lr", "'fast'", "a finite number"]),
         ({"optim": {"lr": True}}, ["optim.lr", "True"]),
         ({"optim": {"milestones": [0.5, "a"]}}, ["optim.milestones"]),
-        ({"train": {"epochs": "3"}}, ["train.epochs", "'3'", "int"]),
+        ({"train": {"epochs": "three"}}, ["train.epochs", "'three'", "a whole number"]),
         ({"train": {"epochs": 2.5}}, ["train.epochs", "2.5"]),
-        ({"train": {"progress": "yes"}}, ["train.progress", "bool"]),
+        ({"train": {"progress": "maybe"}}, ["train.progress", "maybe"]),
         ({"source": {"canvas": "big"}}, ["source.canvas", "'big'"]),
-        ({"seed": None}, ["seed", "None"]),
+        ({"seed": None}, ["seed", "null", "a whole number"]),
         ({"prompt": {"kind": "bordr"}}, ["prompt", "'bordr'", "did you mean 'border'"]),
         ({"mapping": {"kind": "freqency"}}, ["mapping", "did you mean 'frequency'"]),
     ],
@@ -149,10 +161,21 @@ NAN, INF = float("nan"), float("inf")
         (lambda: SourceConfig(precision="fp8"), ["source.precision", "fp8", "fp32, bf16, fp16"]),
         (lambda: SourceConfig(canvas=0), ["source.canvas", "0"]),
         (lambda: SourceConfig(canvas=[1, 2, 3]), ["source.canvas", "[height, width]"]),
-        (lambda: PromptConfig(space="norm"), ["prompt.space", "did you mean 'normalized'"]),
-        (lambda: PromptConfig(width=0), ["prompt.width"]),
+        (lambda: PromptConfig(kind="full", space="norm"), ["prompt.space", "did you mean 'normalized'"]),
+        (lambda: PromptConfig(kind="border", width=0), ["prompt.width"]),
+        (
+            lambda: PromptConfig(width=3),
+            ["'prompt.width'", "a key of border", "prompt.kind is 'padding'", "image_size"],
+        ),
+        (
+            lambda: PromptConfig(kind="border", widht=3),
+            ["did you mean 'prompt.width'", "prompt.kind is 'border'"],
+        ),
+        (lambda: OptimConfig(groups={"mapping": {"lrr": 1}}), ["optim.groups.mapping", "did you mean 'lr'"]),
+        (lambda: OptimConfig(groups={"mapping": {"lr": -1}}), ["optim.groups.mapping", "optim.lr", "-1"]),
+        (lambda: OptimConfig(groups={"mapping": 3}), ["optim.groups.mapping", "3"]),
         (lambda: PromptConfig(image_size=-1), ["prompt.image_size", "-1"]),
-        (lambda: PromptConfig(patch_position=[1, -2]), ["prompt.patch_position"]),
+        (lambda: PromptConfig(kind="patch", patch_position=[1, -2]), ["prompt.patch_position"]),
         (lambda: MappingConfig(refresh="often"), ["mapping.refresh", "often", "never"]),
         (lambda: MappingConfig(refresh=0), ["mapping.refresh"]),
         (lambda: MappingConfig(assignment="best"), ["mapping.assignment", "greedy, optimal"]),
@@ -163,7 +186,7 @@ NAN, INF = float("nan"), float("inf")
         (lambda: DataConfig(test=0.0), ["data.test"]),
         (lambda: DataConfig(shots=1, max_train=1), ["data.shots", "data.max_train", "one of them"]),
         (lambda: DataConfig(name=""), ["data.name", "digits"]),
-        (lambda: OptimConfig(name="adm"), ["optim.name", "did you mean 'adam'"]),
+        (lambda: OptimConfig(name="adm"), ["unknown optimiser 'adm'", "did you mean 'adam'"]),
         (lambda: OptimConfig(lr=0), ["optim.lr"]),
         (lambda: OptimConfig(lr=NAN), ["optim.lr", "nan"]),
         (lambda: OptimConfig(lr=INF), ["optim.lr", "inf"]),
@@ -171,7 +194,7 @@ NAN, INF = float("nan"), float("inf")
         (lambda: OptimConfig(schedule="linear"), ["optim.schedule", "cosine"]),
         (lambda: OptimConfig(milestones=[50, 72]), ["optim.milestones", "shares"]),
         (lambda: OptimConfig(warmup=2), ["optim.warmup"]),
-        (lambda: OptimConfig(momentum=-1), ["optim.momentum"]),
+        (lambda: OptimConfig(name="sgd", momentum=-1), ["optim.momentum"]),
         (lambda: TrainConfig(epochs=0), ["train.epochs"]),
         (lambda: TrainConfig(batch_size=0), ["train.batch_size"]),
         (lambda: TrainConfig(protocol="best"), ["train.protocol", "val, paper"]),
@@ -208,7 +231,7 @@ def test_every_key_is_explained():
 
 
 def test_a_registry_refuses_a_name_that_is_taken_and_offers_the_nearest():
-    registry = Registry("fruit", {"apple": "os.path:join", "pear": "os.path:split"})
+    registry = Registry("fruit", {"apple": Entry("os.path", "join"), "pear": Entry("os.path", "split")})
     import os
 
     assert registry.get("apple") is os.path.join and registry.names() == ["apple", "pear"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from clipvp.config.parse import parse, user_errors
+from clipvp.cli import parse, user_errors
 from clipvp.config.schema import DataConfig, RunConfig
 from clipvp.config.values import from_dict, to_dict
 from clipvp.registry import UserError
@@ -37,9 +37,9 @@ OVERRIDES = [
     [],
     ["--seed", "3", "--output", "runs/a b"],
     ["--source.canvas", "64", "--prompt.kind", "border", "--prompt.width", "4"],
-    ["--source.canvas", "[32, 48]", "--prompt.patch_position", "[1, 2]"],
+    ["--source.canvas", "[32, 48]", "--prompt.kind", "patch", "--prompt.patch_position", "[1, 2]"],
     ["--mapping.refresh", "never", "--data.shots", "null", "--optim.milestones", "[0.1]"],
-    ["--mapping.refresh=2", "--optim.lr=1e-3", "--train.progress", "false", "--prompt.clip", "true"],
+    ["--mapping.refresh=2", "--optim.lr=1e-3", "--train.progress", "false"],
     ["--config", str(RECIPES / "configs" / "quickstart.yaml"), "--train.epochs", "2"],
 ]
 

@@ -86,7 +86,7 @@ def test_the_task_is_its_files(abide, tmp_path):
 def test_the_prompt_acts_where_the_images_are_empty(abide, config, tmp_path):
     settings = config(data={"name": "abide", "cache_dir": str(tmp_path / "cache")}, train={"epochs": 1})
     task = load_task(settings.data, seed=settings.seed)
-    classifier = build_classifier(settings, task.class_names, empty=task.empty)
+    classifier = build_classifier(settings, task)
     assert classifier.prompt.num_trainable() == 3 * (32 * 32 - 16 * 15 // 2)
     fit(classifier, task, settings)
     (top, left, bottom, right), delta = classifier.prompt.box, classifier.prompt.delta.detach()

@@ -36,7 +36,7 @@ def test_a_second_run_opens_no_image_file(config, tmp_path):
         settings.output = str(tmp_path / name)
         opened = set()
         task = load_task(settings.data, seed=settings.seed)
-        fit(build_classifier(settings, task.class_names), task, settings)
+        fit(build_classifier(settings, task), task, settings)
         seen.append(opened)
     opened = None
     assert len(seen[0]) == 24 + 9 and seen[1] == set()

@@ -1,5 +1,8 @@
 """Every prompt is its formula, written out here with loops; it never touches the images it is given."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,15 +10,13 @@ from hypothesis import strategies as st
 
 from clipvp.config.schema import PromptConfig
 from clipvp.images import Resize
-from clipvp.prompts.base import (
-    BorderPrompt,
-    FullPrompt,
-    NoPrompt,
-    PaddingPrompt,
-    PatchPrompt,
-    VisualPrompt,
-    build_prompt,
-)
+from clipvp.prompts.base import VisualPrompt, build_prompt
+from clipvp.prompts.border import BorderPrompt
+from clipvp.prompts.full import FullPrompt
+from clipvp.prompts.masked import MaskedPrompt
+from clipvp.prompts.none import NoPrompt
+from clipvp.prompts.padding import PaddingPrompt
+from clipvp.prompts.patch import PatchPrompt
 from clipvp.registry import PROMPTS, UserError
 
 STD = [0.25, 0.5, 0.125]
@@ -23,11 +24,19 @@ MEAN = [0.5, 0.4, 0.3]
 SIDES = st.integers(1, 13)
 
 
+def source_of(canvas) -> SimpleNamespace:
+    """Return what a prompt is built for: a canvas and a normalisation."""
+    own = Resize(tuple(canvas), "crop", 0.9, "bicubic")
+    preprocessing = SimpleNamespace(resize=own, mean=tuple(MEAN), std=tuple(STD))
+    return SimpleNamespace(canvas=tuple(canvas), resize=own, preprocessing=preprocessing)
+
+
 def filled(prompt: VisualPrompt, seed: int = 0) -> VisualPrompt:
-    """Give delta values everywhere, inside the mask and outside."""
+    """Give the parameters values everywhere, inside the mask and outside."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        prompt.delta.copy_(torch.randn(prompt.delta.shape, generator=generator))
+        for parameter in prompt.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
     return prompt
 
 
@@ -49,6 +58,10 @@ def some_prompts() -> dict[str, VisualPrompt]:
         "full": FullPrompt((6, 9)),
         "full, clipped": FullPrompt((6, 9), STD, True),
     }
+
+
+def all_prompts() -> dict[str, VisualPrompt]:
+    return {**some_prompts(), "none": NoPrompt((5, 7))}
 
 
 # The formulas, pixel by pixel
@@ -94,10 +107,13 @@ def test_padding_acts_where_the_images_are_empty(height, width, data):
 
 def test_a_task_says_where_its_images_are_empty():
     config = PromptConfig(kind="padding", image_size=4)
-    assert build_prompt(config, (8, 8), STD, "lower_triangle").settings["empty"] == "lower_triangle"
-    assert "empty" not in build_prompt(config, (8, 8), STD).settings
+    source = source_of((8, 8))
+    acting = build_prompt(config, source, "lower_triangle")
+    assert acting.settings["empty"] == "lower_triangle"
+    assert torch.equal(acting.mask, PaddingPrompt((8, 8), (4, 4), empty="lower_triangle").mask)
+    assert "empty" not in build_prompt(config, source).settings
     border = PromptConfig(kind="border", width=2)
-    assert torch.equal(build_prompt(border, (8, 8), STD, "lower_triangle").mask, BorderPrompt((8, 8), 2).mask)
+    assert torch.equal(build_prompt(border, source, "lower_triangle").mask, BorderPrompt((8, 8), 2).mask)
     with pytest.raises(UserError, match="empty: unknown value 'upper'; .*lower_triangle"):
         PaddingPrompt((8, 8), (4, 4), empty="upper")
 
@@ -173,23 +189,25 @@ def test_full_is_its_formula(height, width, scale, clip):
 
 
 def test_none_gives_the_images_themselves_and_trains_nothing():
-    prompt = filled(NoPrompt((4, 6)))
+    prompt = NoPrompt((4, 6))
     images = pictures(prompt)
     assert torch.equal(prompt(images), images)
-    assert prompt.num_trainable() == 0 and not prompt.delta.requires_grad
+    assert prompt.num_trainable() == 0 and not list(prompt.parameters())
+    assert prompt.learned() is None and not prompt.state_dict()
 
 
 @pytest.mark.parametrize("kind", ["border", "patch", "full"])
 def test_normalized_space_adds_delta_after_the_normalisation(kind):
-    config = PromptConfig(kind, width=2, patch_size=3, patch_position=[1, 2], space="normalized")
-    prompt = filled(build_prompt(config, (7, 9), STD))
+    own = {"border": {"width": 2}, "patch": {"patch_size": 3, "patch_position": [1, 2]}, "full": {}}[kind]
+    config = PromptConfig(kind=kind, space="normalized", **own)
+    prompt = filled(build_prompt(config, source_of((7, 9))))
     images = pictures(prompt)
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
     after = (images - mean) / std + prompt.delta * prompt.mask
     torch.testing.assert_close((prompt(images) - mean) / std, after, rtol=1e-5, atol=1e-6)
 
 
-def test_pixels_leave_the_range_only_where_nobody_asked_to_clip():
+def test_pixels_leave_the_range_only_without_clip():
     for clip in (False, True):
         prompt = FullPrompt((4, 4), clip=clip)
         with torch.no_grad():
@@ -209,12 +227,12 @@ def test_the_images_are_never_modified(name):
     pixels = prompt(images)
     pixels.sum().backward()
     with torch.no_grad():
-        pixels.add_(1)  # nor do the pixels share their memory
+        pixels.add_(1)  # the pixels do not share the memory of the images
     assert torch.equal(images, before)
 
 
 @pytest.mark.parametrize("name", some_prompts())
-def test_the_gradient_lives_where_the_mask_is_one(name):
+def test_the_gradient_is_nonzero_exactly_where_the_mask_is_one(name):
     prompt = filled(some_prompts()[name])
     images = torch.full((2, 3, *prompt.image_size), 0.5)
     with torch.no_grad():
@@ -230,30 +248,87 @@ def test_the_gradient_lives_where_the_mask_is_one(name):
 def test_what_was_learned_is_what_is_added(name):
     prompt = filled(some_prompts()[name])
     learned = prompt.learned()
-    assert learned.shape == (3, *prompt.canvas) and not learned.requires_grad
+    assert learned.pixels.shape == (3, *prompt.canvas) and not learned.pixels.requires_grad
     if "clipped" not in name:
-        torch.testing.assert_close(prompt(torch.zeros(1, 3, *prompt.image_size))[0], learned)
+        torch.testing.assert_close(prompt(torch.zeros(1, 3, *prompt.image_size))[0], learned.pixels)
 
 
 @pytest.mark.parametrize("name", some_prompts())
-def test_settings_build_the_prompt_again(name):
-    import json
-
+def test_the_learned_picture_says_where_and_how_the_prompt_acts(name):
     prompt = filled(some_prompts()[name])
+    learned, images = prompt.learned(), pictures(prompt, 1)
+    assert learned.mask.dtype == torch.bool and learned.mask.shape == prompt.canvas
+    if "clipped" in name:
+        prompt = type(prompt)(**{**prompt.settings, "clip": False})
+        filled(prompt)
+    pixels = prompt(images)[0]
+    padded = images[0] if learned.added else torch.nn.functional.pad(images[0], pad_of(prompt))
+    shown = padded + learned.pixels if learned.added else torch.where(learned.mask, learned.pixels, padded)
+    torch.testing.assert_close(pixels, shown, rtol=0, atol=1e-6)
+    assert ((pixels != padded).any(0) <= learned.mask).all()  # outside the mask the image is unchanged
+    assert torch.equal(learned.start, fresh(prompt).learned().pixels)
+    assert torch.equal(fresh(prompt).learned().start, fresh(prompt).learned().pixels)
+
+
+def pad_of(prompt: PaddingPrompt) -> tuple[int, int, int, int]:
+    top, left, bottom, right = prompt.box
+    return left, prompt.canvas[1] - right, top, prompt.canvas[0] - bottom
+
+
+def fresh(prompt: VisualPrompt) -> VisualPrompt:
+    """Return the prompt as it is before training."""
+    return type(prompt)(**prompt.settings)
+
+
+@pytest.mark.parametrize("name", all_prompts())
+def test_settings_build_the_prompt_again(name):
+    prompt = filled(all_prompts()[name])
     again = PROMPTS.get(prompt.kind)(**json.loads(json.dumps(prompt.settings)))
     again.load_state_dict(prompt.state_dict())
     images = pictures(prompt)
     assert type(again) is type(prompt) and again.settings == prompt.settings
     assert torch.equal(again(images), prompt(images))
-    assert list(prompt.state_dict()) == ["delta"]
+    assert list(prompt.state_dict()) == ([] if name == "none" else ["delta"])
 
 
-@pytest.mark.parametrize("name", some_prompts())
+@pytest.mark.parametrize("name", all_prompts())
+def test_one_view_is_merged_to_itself_and_parameters_are_in_one_group(name):
+    prompt = all_prompts()[name]
+    outputs = torch.randn(4, 5)
+    assert prompt.views == 1 and torch.equal(prompt.merge(outputs), outputs)
+    assert list(prompt.parameter_groups()) == ["prompt"]
+    groups = [id(parameter) for own in prompt.parameter_groups().values() for parameter in own]
+    assert groups == [id(parameter) for parameter in prompt.parameters()]
+
+
+@pytest.mark.parametrize("name", all_prompts())
+def test_surroundings_and_image_are_put_together_to_the_prompted_pixels(name):
+    prompt = filled(all_prompts()[name])
+    if prompt.surroundings() is None:
+        assert not isinstance(prompt, PaddingPrompt)
+        return
+    images = pictures(prompt)
+    pixels, (top, left, bottom, right) = prompt.surroundings()
+    whole = pixels.expand(2, -1, -1, -1).clone()
+    whole[:, :, top:bottom, left:right] = images
+    assert pixels.shape == (1, 3, *prompt.canvas) and pixels.isfinite().all()
+    assert torch.equal(whole, prompt(images))
+
+
+@pytest.mark.parametrize("name", all_prompts())
 @pytest.mark.parametrize("shape", [(2, 3, 5, 3), (3, 9, 12), (1, 1, 9, 12), (1, 3, 100, 100)])
 def test_images_of_another_shape_are_refused(name, shape):
-    prompt = some_prompts()[name]
+    prompt = all_prompts()[name]
     with pytest.raises(ValueError, match=rf"takes images \(B, 3, {prompt.image_size[0]}, "):
         prompt(torch.zeros(shape))
+
+
+def test_several_views_need_a_way_to_merge_them():
+    class Two(VisualPrompt):
+        kind, views = "two", 2
+
+    with pytest.raises(TypeError, match="Two has 2 views and does not say how to merge them"):
+        Two((4, 4), (4, 4)).merge(torch.zeros(6, 5))
 
 
 # Configs
@@ -261,25 +336,44 @@ def test_images_of_another_shape_are_refused(name, shape):
 
 @pytest.mark.parametrize("kind", PROMPTS.names())
 def test_every_registered_prompt_is_built_from_a_config(kind):
-    prompt = build_prompt(PromptConfig(kind, width=3, patch_size=4), (10, 12), STD)
+    own = {"border": {"width": 3}, "patch": {"patch_size": 4}}.get(kind, {})
+    source = source_of((10, 12))
+    prompt = build_prompt(PromptConfig(kind=kind, **own), source)
     assert prompt.kind == kind and prompt.canvas == (10, 12)
-    assert (prompt.delta == 0).all()
-    own = Resize((10, 12), "crop", 0.9, "bicubic")
-    resize = prompt.resize(own)
+    resize = prompt.resize(source.resize)
     assert resize.size == prompt.image_size
-    assert resize == (Resize((5, 6), "squash") if kind == "padding" else own)
+    assert resize == (Resize((5, 6), "squash") if kind == "padding" else source.resize)
+    learned = prompt.learned()
+    assert learned is None or torch.equal(learned.pixels, learned.start)
+    assert not isinstance(prompt, MaskedPrompt) or (prompt.delta == 0).all()
 
 
 @pytest.mark.parametrize(
-    "config, words",
+    "kind, own, words",
     [
-        (PromptConfig("padding", image_size=11), ["prompt.image_size", "11x11", "10x12"]),
-        (PromptConfig("border", width=6), ["prompt.width", "6", "10x12"]),
-        (PromptConfig("patch", patch_size=11), ["prompt.patch_size", "11", "10x12"]),
-        (PromptConfig("patch", patch_size=4, patch_position=[7, 0]), ["4", "[7, 0]", "10x12"]),
+        ("padding", {"image_size": 11}, ["prompt.image_size", "11x11", "10x12"]),
+        ("border", {"width": 6}, ["prompt.width", "6", "10x12"]),
+        ("patch", {"patch_size": 11}, ["prompt.patch_size", "11", "10x12"]),
+        ("patch", {"patch_size": 4, "patch_position": [7, 0]}, ["4", "[7, 0]", "10x12"]),
     ],
 )
-def test_what_does_not_fit_the_canvas_is_refused_by_name(config, words):
+def test_what_does_not_fit_the_canvas_is_refused_by_name(kind, own, words):
     with pytest.raises(UserError) as error:
-        build_prompt(config, (10, 12), STD)
+        build_prompt(PromptConfig(kind=kind, **own), source_of((10, 12)))
     assert all(word in str(error.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    "kind, key, owners",
+    [
+        ("padding", "width", "border"),
+        ("none", "image_size", "padding"),
+        ("full", "patch_size", "patch"),
+        ("padding", "clip", "border, full, patch"),
+    ],
+)
+def test_a_key_of_another_prompt_is_refused_with_its_owner(kind, key, owners):
+    with pytest.raises(
+        UserError, match=f"'prompt.{key}'; {key} is a key of {owners}; prompt.kind is '{kind}'"
+    ):
+        PromptConfig(kind=kind, **{key: 3})

@@ -1,4 +1,4 @@
-"""A comparison runs every cell once, goes on where it stopped, and its table says what the runs say."""
+"""A comparison runs every cell once, continues where it stopped, and its table holds the scores of the runs."""
 
 import json
 import math
@@ -13,6 +13,7 @@ from clipvp.config.schema import RunConfig
 from clipvp.config.values import to_dict
 from clipvp.registry import UserError
 from clipvp.results.compare import Cell, finished, grid, markdown, summarise, with_overrides
+from clipvp.results.tables import SCORES
 
 
 def run_of(seed: int, last: float, best: float | None = None, **more) -> dict:
@@ -48,11 +49,23 @@ def test_overrides_change_what_they_name_and_nothing_else(tmp_path):
     assert base == RunConfig()
 
 
-@pytest.mark.parametrize("key", ["optim.lrr", "opt.lr", "lr", "optim.lr.more", "", "optim"])
-def test_overrides_of_keys_that_are_none(key, tmp_path):
+@pytest.mark.parametrize(
+    "key",
+    ["optim.lrr", "opt.lr", "lr", "optim.lr.more", "", "optim", "prompt.width", "optim.groups.mapping.lrr"],
+)
+def test_overrides_of_unknown_keys(key, tmp_path):
     with pytest.raises(UserError) as error:
         with_overrides(RunConfig(), {key: 1}, 0, tmp_path)
-    assert key in str(error.value)
+    assert key.rpartition(".")[2] in str(error.value)
+
+
+def test_overrides_choose_the_keys_that_they_may_use(tmp_path):
+    overrides = {"prompt.kind": "border", "prompt.width": 8, "mapping.kind": "random"}
+    config = with_overrides(RunConfig(), overrides, 0, tmp_path)
+    assert (config.prompt.kind, config.prompt.width, config.mapping.kind) == ("border", 8, "random")
+    assert not hasattr(config.prompt, "image_size") and not hasattr(config.mapping, "refresh")
+    grouped = with_overrides(RunConfig(), {"optim.groups.mapping.lr": 0.5}, 0, tmp_path)
+    assert grouped.optim.group("mapping").lr == 0.5
 
 
 # Finished cells
@@ -75,7 +88,7 @@ def test_a_cell_is_finished_when_its_results_are_of_its_config(tmp_path):
         finished(other)
 
 
-def test_a_cell_that_did_not_finish_goes_on(tmp_path):
+def test_a_cell_that_did_not_finish_continues(tmp_path):
     config = with_overrides(RunConfig(overwrite=True), {}, 1, tmp_path / "cell")
     (tmp_path / "cell").mkdir()
     (tmp_path / "cell" / "metrics.jsonl").write_text("")
@@ -112,10 +125,11 @@ def test_the_table_shows_percent_mean_and_deviation_of_what_there_is():
     lines = markdown(summarise(cells)).splitlines()
     assert len(lines) == 4 and all(line.startswith("|") and line.endswith("|") for line in lines)
     head, flm, ilm = ([part.strip() for part in lines[i].strip("|").split("|")] for i in (0, 2, 3))
-    assert head == ["", "test, last (%)", "test, best on val (%)", "seeds", "seconds a run"]
+    names = [f"{SCORES[key]} (%)" for key in ("test.best_val", "test.last")]
+    assert head == ["", *names, "seeds", "seconds a run"]
     deviation = 100 * statistics.stdev([0.5, 0.6])
-    assert flm == ["flm", f"55.0 ± {deviation:.1f}", f"50.0 ± {100 * math.sqrt(0.125):.1f}", "2", "2"]
-    assert ilm == ["ilm", "80.0", "90.0", "1", "2"]
+    assert flm == ["flm", f"50.0 ± {100 * math.sqrt(0.125):.1f}", f"55.0 ± {deviation:.1f}", "2", "2"]
+    assert ilm == ["ilm", "90.0", "80.0", "1", "2"]
 
 
 def test_a_score_that_some_seeds_lack_is_left_out():
@@ -127,5 +141,5 @@ def test_the_best_on_test_has_a_column_of_that_name():
     best = {"test.best_on_test": {"acc1": 0.75}}
     rows = summarise({"cell": [run_of(0, 0.5, **best), run_of(1, 0.5, **best)]})
     assert rows[0]["test.best_on_test"]["mean"] == 0.75
-    assert "test, best on test (%)" in markdown(rows)
+    assert f"{SCORES['test.best_on_test']} (%)" in markdown(rows)
     assert "best on test" not in markdown(summarise({"cell": [run_of(0, 0.5)]}))

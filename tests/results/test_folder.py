@@ -1,4 +1,4 @@
-"""The folder of a run, and what a person sees while it works."""
+"""The folder of a run, and what people see while it runs."""
 
 import json
 import time
@@ -31,7 +31,7 @@ def test_nothing_is_made_before_the_start(tmp_path):
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_any_trace_of_a_run_keeps_another_away(name, tmp_path):
+def test_any_file_of_a_run_refuses_another_run(name, tmp_path):
     (tmp_path / name).write_text("")
     with pytest.raises(UserError, match="holds a run already"):
         RunFolder(tmp_path).check(resume=False, overwrite=False)
@@ -63,7 +63,7 @@ def test_other_processes_write_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_metrics_are_written_whole_and_never_hold_what_is_no_number(tmp_path):
+def test_metrics_are_written_whole_and_hold_finite_numbers_only(tmp_path):
     run = RunFolder(tmp_path)
     run.write_metrics([{"epoch": 1, "loss": 0.5}])
     run.write_metrics([{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}])
@@ -74,7 +74,7 @@ def test_metrics_are_written_whole_and_never_hold_what_is_no_number(tmp_path):
     assert (tmp_path / METRICS).read_text().splitlines() == lines
 
 
-def test_results_that_are_not_there_or_damaged_are_told(tmp_path):
+def test_missing_or_damaged_results_are_an_error(tmp_path):
     with pytest.raises(UserError, match="holds no finished run"):
         read_results(tmp_path)
     (tmp_path / RESULTS).write_text('{"half": ')
@@ -93,7 +93,7 @@ def test_a_clock_adds_up_by_phase_and_by_lap():
         with clock("training"):
             time.sleep(0.01)
     with pytest.raises(ZeroDivisionError), clock("counting"):
-        raise ZeroDivisionError  # time that ends in an error is time too
+        raise ZeroDivisionError  # time that ends in an error counts, too
     lap = clock.lap()
     assert set(lap) == {"training", "counting"} and 0.02 <= lap["training"] < 5
     assert clock.seconds["training"] >= 10.02 and clock.seconds["counting"] >= 0
@@ -107,7 +107,7 @@ def test_a_watched_pass_is_the_pass(capsys):
         assert list(progress.watch(4, "counting")(batches)) == batches
         progress.line("a line")
     printed = capsys.readouterr()
-    assert printed.out.count("a line") == 1 and printed.err == ""  # no bar where there is no terminal
+    assert printed.out.count("a line") == 1 and printed.err == ""  # no bar without a terminal
 
 
 def test_a_bar_asks_for_values_seldom(monkeypatch):

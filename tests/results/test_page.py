@@ -1,4 +1,4 @@
-"""The page of runs: from their files only, of any names, one file without network, and its tables sort."""
+"""The page of runs: made from their files alone, with any names, one file without network, tables that sort."""
 
 import html
 import json
@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from clipvp import RunConfig, UserError
 from clipvp.config.values import to_dict
 from clipvp.results.page import write_page
-from clipvp.results.page.curves import curves_svg, nice_ticks, whole_ticks
-from clipvp.results.page.runs import differing, read_runs
+from clipvp.results.page.curves import chart, nice_ticks, whole_ticks
+from clipvp.results.page.read import differing, read_runs
+from clipvp.results.tables import CAPTIONS, MAPPING_COLUMNS, SCORES
 
 NASTY = "<img src=x onerror=alert(1)> & \"q\" 'é' </script>"
 
@@ -31,6 +32,15 @@ def make_run(folder, acc1: float, seed: int = 0, epochs: int = 3, **overrides):
         {"class": NASTY, "label": "tench", "index": 0, "count": 3, "share": 0.3, "acc1": acc1},
         {"class": "two", "label": None, "index": -1, "count": None, "share": None, "acc1": None},
         {"class": "ten", "label": "drake", "index": 9, "count": 20, "share": 0.9, "acc1": 1.0},
+        {
+            "class": "several",
+            "label": "<i>teal",
+            "index": 4,
+            "count": 2,
+            "share": 0.4,
+            "acc1": 0.5,
+            "links": [{"label": "<i>teal", "weight": 0.625}, {"label": "eel", "weight": 0.25}],
+        },
     ]
     results = {
         "task": "digits",
@@ -62,16 +72,18 @@ def runs(tmp_path):
 
 
 class Reader(HTMLParser):
-    """What a page would load, and the tags that it leaves open."""
+    """What a page would load, the tags that it leaves open, and the texts of its table cells."""
 
     def __init__(self):
         super().__init__()
-        self.loads, self.open, self.tags = [], [], []
+        self.loads, self.open, self.tags, self.cells = [], [], [], []
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
         self.loads += [v for k, v in attributes if k in ("src", "href", "srcset", "data", "action")]
         assert not any(key.startswith("on") for key, _ in attributes)
+        if tag in ("td", "th"):
+            self.cells.append("")
         if tag not in ("meta", "link", "img", "line", "circle", "polyline"):
             self.open.append(tag)
 
@@ -79,33 +91,72 @@ class Reader(HTMLParser):
         if tag not in ("line", "circle", "polyline"):
             assert self.open.pop() == tag
 
+    def handle_data(self, data):
+        if {"td", "th"} & set(self.open):
+            self.cells[-1] += data
+
+
+def read(path) -> Reader:
+    reader = Reader()
+    reader.feed(path.read_text(encoding="utf-8"))
+    return reader
+
 
 @pytest.mark.parametrize("number", [1, 3])
 def test_a_page_is_one_whole_file_that_loads_nothing(number, runs, tmp_path):
     path = write_page(runs[:number], None if number == 1 else tmp_path / "all.html")
     assert path == (runs[0] / "report.html" if number == 1 else tmp_path / "all.html")
-    text = path.read_text(encoding="utf-8")
-    reader = Reader()
-    reader.feed(text)
+    text, reader = path.read_text(encoding="utf-8"), read(path)
+    assert text.startswith("<!DOCTYPE html>")
     assert reader.open == [] and reader.tags.count("script") == 1
     assert all(address.startswith("data:") for address in reader.loads)
     assert reader.tags.count("img") == number
-    assert (
-        text.count('alt="The prompt, and how far each pixel moved from its start" width="4" height="4"')
-        == number
-    )
-    assert NASTY not in text and html.escape(NASTY) in text
+    assert text.count(f'alt="{CAPTIONS["prompt"]}" width="4" height="4"') == number
     assert "50.0 %" in text and "NaN" not in text and "None" not in text
+
+
+def test_every_text_is_escaped(runs, tmp_path):
+    path = write_page(runs, tmp_path / "all.html")
+    text, reader = path.read_text(encoding="utf-8"), read(path)
+    assert NASTY not in text and "<img src=x" not in text and "<i>" not in text
+    assert reader.cells.count(NASTY) == 3  # once in the mapping table of each run
+    name = NASTY.replace("/", "_")
+    assert reader.cells.count(name) == 2  # in the tables of the scores and of the settings
+    shown = [*re.findall(r"<title>(.*?)</title>", text), *re.findall(r"<summary>(.*?)</summary>", text)]
+    assert [html.unescape(part) for part in shown].count(name) == 3  # two curves, and the details
+
+
+def test_the_mapping_table_has_the_names_and_values_of_the_results(runs):
+    cells = read(write_page(runs[:1])).cells
+    assert cells[:5] == list(MAPPING_COLUMNS.values())
+    rows = [cells[start : start + 5] for start in range(5, 25, 5)]
+    assert rows == [
+        [NASTY, "tench", "3", "30.0 %", "50.0 %"],
+        ["two", "-", "-", "-", "-"],
+        ["ten", "drake", "20", "90.0 %", "100.0 %"],
+        ["several", "<i>teal (0.62), eel (0.25)", "2", "40.0 %", "50.0 %"],
+    ]
+
+
+def test_a_run_without_epochs_and_without_labels(runs):
+    folder = runs[0]
+    results = json.loads((folder / "results.json").read_text())
+    results["mapping_table"] = [{**row, "label": None, "index": -1} for row in results["mapping_table"][:3]]
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "metrics.jsonl").unlink()
+    reader = read(write_page([folder]))
+    assert "svg" not in reader.tags and MAPPING_COLUMNS["label"] not in reader.cells
+    assert reader.open == [] and reader.cells[0] == MAPPING_COLUMNS["class"]
 
 
 def test_a_comparison_shows_each_run_and_what_differs(runs, tmp_path):
     text = write_page(runs, tmp_path / "all.html").read_text(encoding="utf-8")
-    for name in ("a &amp; b", "c/seed1", "75.0 %", "optim.lr", "split hashes differ"):
+    for name in ("a &amp; b", "c/seed1", "75.0 %", "optim.lr", "split hashes differ", SCORES["test.last"]):
         assert name in text
     assert dict(differing(read_runs(runs))) == {"optim.lr": [0.01, 0.5, 0.01], "seed": [0, 1, 0]}
 
 
-def test_what_is_no_run_is_told(runs, tmp_path):
+def test_a_folder_without_a_run_is_an_error(runs, tmp_path):
     with pytest.raises(UserError, match="results.json is missing; did you mean '.*/c/seed1'?"):
         write_page([tmp_path])
     with pytest.raises(UserError, match="results.json is missing$"):
@@ -121,8 +172,8 @@ def test_what_is_no_run_is_told(runs, tmp_path):
 
 
 @given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
-def test_ticks_enclose_their_values(low, room):
-    high = low + room
+def test_ticks_enclose_their_values(low, span):
+    high = low + span
     ticks = nice_ticks(low, high)
     slack = 1e-6 * (ticks[1] - ticks[0])
     assert ticks[0] <= low + slack and high - slack <= ticks[-1] and 2 <= len(ticks) <= 12
@@ -136,8 +187,26 @@ def test_epochs_are_named_by_whole_numbers(first, more):
 
 
 def test_one_epoch_and_one_value_make_a_chart():
-    svg = curves_svg("a < b", [("x", [(1, 0.5)]), ("empty", [])], share=True)
-    assert svg.count("<circle") == 1 and "a &lt; b" in svg and "nan" not in svg
+    found = chart("accuracy", [("x", [(1, 0.5)]), ("empty", [])], share=True)
+    one, empty = found.lines
+    assert (
+        len(one.points) == len(one.dots) == 1
+        and empty.points == []
+        and "50 %" in dict(found.y_ticks).values()
+    )
+    assert [text for _, text in found.x_ticks] == ["1"]
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_a_curve_is_a_straight_map_of_its_values(share):
+    epochs, values = range(1, 41), [0.1 + 0.02 * epoch for epoch in range(40)]
+    (line,), y_ticks, x_ticks = chart("loss", [("run", [*zip(epochs, values, strict=True)])], share)[1:]
+    assert line.dots == [] and [x for x, _ in line.points] == sorted(x for x, _ in line.points)
+    low, high, scale = y_ticks[0], y_ticks[-1], 100 if share else 1
+    start, end = (float(text.removesuffix(" %")) / scale for _, text in (low, high))
+    for (_, y), value in zip(line.points, values, strict=True):
+        assert y == pytest.approx(low[0] + (high[0] - low[0]) * (value - start) / (end - start), abs=0.2)
+    assert {text for _, text in x_ticks} <= {str(epoch) for epoch in epochs}
 
 
 CLICKS = """
@@ -163,7 +232,7 @@ def chromium() -> str:
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:
         without = pytest.fail if os.environ.get("CI") else pytest.skip
-        without("the page is not looked at: no chromium and no google-chrome is installed")
+        without("the page is not opened: neither chromium nor google-chrome is installed")
     return found
 
 

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from clipvp import UserError, load_source
 from clipvp.config.schema import MappingConfig
 from clipvp.mappings.assignment import assign_greedy, assign_within
-from clipvp.mappings.base import build_mapping
+from clipvp.mappings.statistic import CellSums
+from clipvp.registry import MAPPINGS
 from clipvp.scoring.zero_shot import ZeroShot, best_template
 
 CLASSES = ["red thing", "green thing", "blue thing"]
@@ -43,7 +44,7 @@ def share(hits: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_each_template_alone_is_the_classifier_of_its_labels(run, split):
-    logits = run.source.logits(run.features[split])
+    logits = run.source.score(run.features[split])
     expected = [
         share(logits[:, 3 * t : 3 * t + 3].argmax(1) == run.targets[split]) for t in range(len(TEMPLATES))
     ]
@@ -69,17 +70,19 @@ def test_the_ensemble_is_the_mean_embedding_of_a_class_as_open_clip_builds_it(ru
 @pytest.mark.parametrize("within", [None, "class"])
 def test_an_unprompted_mapping_is_that_of_the_training_counts(run, within):
     source = run.source
-    mapping = build_mapping(MappingConfig(within=within), source.labels, CLASSES, seed=0)
+    mapping = MAPPINGS.get("frequency").from_config(MappingConfig(within=within), source, CLASSES, 0)
     run.fit_mapping(mapping)
     counts = torch.zeros(12, 3, dtype=torch.int64)
     for label, target in zip(
-        source.logits(run.features["train"]).argmax(1), run.targets["train"], strict=True
+        source.score(run.features["train"]).argmax(1), run.targets["train"], strict=True
     ):
         counts[label, target] += 1
-    index = (assign_within if within else assign_greedy)(counts)
+    sums = CellSums.from_matrix(counts)
+    index = assign_within(sums, torch.arange(12) % 3) if within else assign_greedy(sums)
     assert torch.equal(mapping.source_index, index)
+    assert mapping.class_count.tolist() == [30, 30, 30]
     for split in ("val", "test"):
-        logits = source.logits(run.features[split])[:, index]
+        logits = source.score(run.features[split])[:, index]
         assert run.mapped(split, mapping) == share(logits.argmax(1) == run.targets[split])
 
 

@@ -1,4 +1,4 @@
-"""Sharing is ``network(put_together(shared, region, box))``, gradients included, for a part of the work."""
+"""A pair network equals ``network(put_together(shared, region, box))``, gradients included, with less work."""
 
 import pytest
 import torch
@@ -10,15 +10,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clipvp.sharing import PairNetwork, put_together
 from clipvp.sharing.pair import Pair
-from clipvp.sharing.sliding import sweep
-from clipvp.sharing.window import look
+from clipvp.sharing.sliding import grow_box
+from clipvp.sharing.window import read_window
 
-ALWAYS = 100.0  # a limit under which maps stay in two parts until the box is the whole map
+ALWAYS = 100.0  # a limit that keeps maps in two parts until the box is the whole map
 few = settings(deadline=None, max_examples=60)
 
 
 def freeze(network: nn.Module, seed: int = 0, dtype=torch.float64) -> nn.Module:
-    """Give every normalisation statistics of its own, then freeze."""
+    """Give every batch norm random statistics, then freeze the network."""
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -28,7 +28,7 @@ def freeze(network: nn.Module, seed: int = 0, dtype=torch.float64) -> nn.Module:
 
 
 def scene(canvas, box, batch=2, seed=0, dtype=torch.float64, channels=3):
-    """Return a shared map and a region in a box, both wanting gradients."""
+    """Return a shared map and a region in a box, both requiring gradients."""
     generator = torch.Generator().manual_seed(seed)
     shared = torch.randn(1, channels, *canvas, generator=generator, dtype=dtype)
     region = torch.randn(batch, channels, box[2] - box[0], box[3] - box[1], generator=generator, dtype=dtype)
@@ -36,7 +36,7 @@ def scene(canvas, box, batch=2, seed=0, dtype=torch.float64, channels=3):
 
 
 def with_gradients(function, *inputs):
-    """Return a function's output and the gradients of a random direction of it."""
+    """Return a function's output and the gradients of its product with a random tensor."""
     output = function(*inputs)
     direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=output.dtype)
     return (output.detach(), *torch.autograd.grad((output * direction).sum(), inputs, materialize_grads=True))
@@ -85,7 +85,7 @@ def windows(draw):
 
 @few
 @given(windows(), st.booleans())
-def test_a_window_shows_what_the_padded_whole_map_has_there(case, channels_last):
+def test_a_window_equals_the_slice_of_the_padded_whole_map(case, channels_last):
     (height, width), box, window = case
     shared, region = scene((height, width), box)
     if channels_last:
@@ -99,7 +99,7 @@ def test_a_window_shows_what_the_padded_whole_map_has_there(case, channels_last)
         return padded[:, :, window[0] + 3 : window[2] + 3, window[1] + 3 : window[3] + 3]
 
     def ours(shared, region):
-        return look(shared, region, box, window, fill=7.0)
+        return read_window(shared, region, box, window, fill=7.0)
 
     for one, other in zip(
         with_gradients(plain, shared, region), with_gradients(ours, shared, region), strict=True
@@ -109,7 +109,7 @@ def test_a_window_shows_what_the_padded_whole_map_has_there(case, channels_last)
 
 @settings(deadline=None, max_examples=200)
 @given(st.data())
-def test_the_box_grows_to_exactly_the_outputs_that_see_it(data):
+def test_the_box_grows_to_exactly_the_outputs_that_depend_on_it(data):
     size = data.draw(st.tuples(st.integers(1, 20), st.integers(1, 20)))
     kernel, dilation = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 3))
     stride, padding = data.draw(st.integers(1, 5)), data.draw(st.integers(0, 4))
@@ -118,10 +118,10 @@ def test_the_box_grows_to_exactly_the_outputs_that_see_it(data):
     inside[:, :, box[0] : box[2], box[1] : box[3]] = 1
     if any(side + 2 * padding < dilation * (kernel - 1) + 1 for side in size):
         return
-    seen = F.conv2d(inside, torch.ones(1, 1, kernel, kernel), None, stride, padding, dilation)[0, 0] > 0
-    grown, window = sweep(box, seen.shape, kernel, stride, padding, dilation)
-    for first, last, lines in [(0, 2, seen.any(1)), (1, 3, seen.any(0))]:
-        if seen.any():
+    depends = F.conv2d(inside, torch.ones(1, 1, kernel, kernel), None, stride, padding, dilation)[0, 0] > 0
+    grown, window = grow_box(box, depends.shape, kernel, stride, padding, dilation)
+    for first, last, lines in [(0, 2, depends.any(1)), (1, 3, depends.any(0))]:
+        if depends.any():
             assert grown[first] == lines.nonzero()[0] and grown[last] == lines.nonzero()[-1] + 1
         assert 0 <= grown[first] < grown[last] <= len(lines)
     reach = dilation * (kernel - 1) + 1
@@ -190,7 +190,7 @@ FUNCTIONS = [
 
 @st.composite
 def layers(draw, channels, side):
-    """Return a layer for maps of so many channels, the shorter side so long."""
+    """Return a layer for maps with ``channels`` channels and a shorter side of ``side`` pixels."""
     kind = draw(
         st.sampled_from(["conv", "conv", "pool", "norm", "act", "residual", "branches", "last", "function"])
     )
@@ -221,7 +221,7 @@ def layers(draw, channels, side):
             nn.PReLU(channels),
             nn.ELU(),
         ]
-        # In place only on what autograd does not need.
+        # In place only on a tensor that autograd does not need.
         return nn.Sequential(Call(lambda x: x * 1.1), draw(st.sampled_from(some)))
     if kind == "residual":
         body = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.BatchNorm2d(channels))
@@ -237,7 +237,7 @@ def layers(draw, channels, side):
 
 @st.composite
 def networks(draw):
-    """Return a network and the canvas it takes, odd and uneven as it may be."""
+    """Return a network and a canvas, which may be odd and not square."""
     torch.manual_seed(draw(st.integers(0, 99)))
     canvas = draw(st.tuples(st.integers(5, 22), st.integers(5, 22)))
     maps, made = torch.zeros(1, 3, *canvas), []
@@ -255,7 +255,7 @@ def networks(draw):
 
 @settings(deadline=None, max_examples=150)
 @given(networks(), st.data())
-def test_any_network_gives_the_same_shared(case, data):
+def test_any_network_gives_the_same_with_sharing(case, data):
     network, canvas = case
     box = data.draw(boxes(*canvas))
     shared, region = scene(canvas, box, batch=data.draw(st.integers(1, 3)))
@@ -269,7 +269,7 @@ def test_any_network_gives_the_same_shared(case, data):
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
 @pytest.mark.parametrize("distance", [0, 1, 2, 3])
-def test_padding_that_repeats_what_is_near_the_edge(mode, distance):
+def test_padding_that_repeats_pixels_near_the_edge(mode, distance):
     network = freeze(nn.Conv2d(3, 2, 3, padding=2, padding_mode=mode))
     for box in [(distance, 4, 8, 8), (4, 4, 8, 12 - distance)]:
         assert_exact(network, *scene((13, 12), box), box)
@@ -354,19 +354,19 @@ def test_named_networks_of_transformers(kind):
 
 
 def work(network, canvas, box, batch=8) -> int:
-    """Return how many multiplications a pass takes."""
-    parts = [part.detach().to(next_dtype(network)) for part in scene(canvas, box, batch)]
+    """Return the number of floating point operations of a pass."""
+    parts = [part.detach().to(dtype_of(network)) for part in scene(canvas, box, batch)]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(*parts, box) if isinstance(network, PairNetwork) else network(put_together(*parts, box))
     return counter.get_total_flops()
 
 
-def next_dtype(network) -> torch.dtype:
+def dtype_of(network) -> torch.dtype:
     module = network.network if isinstance(network, PairNetwork) else network
     return next(module.parameters()).dtype
 
 
-def test_resnet18_shares_as_far_as_the_receptive_field_lets_it():
+def test_resnet18_shares_as_much_as_the_receptive_field_allows():
     network = freeze(timm_network("resnet18"), dtype=torch.float32)
     seen = {}
     for name in ("conv1", "maxpool", "layer1", "layer2", "layer3", "layer4"):
@@ -384,26 +384,22 @@ def test_resnet18_shares_as_far_as_the_receptive_field_lets_it():
 
 
 @pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0"])
-def test_only_a_part_of_the_maps_is_made(name):
-    """What decides the time is less the multiplications than the large maps before them."""
-    network, made = freeze(timm_network(name), dtype=torch.float32), []
+def test_only_a_part_of_the_maps_is_computed(name):
+    """The time depends more on the large early maps than on the number of multiplications."""
+    network, computed = freeze(timm_network(name), dtype=torch.float32), []
 
     def count(module, inputs, output):
-        made.append(
-            sum(part.numel() for part in ([output.shared, output.region] if is_pair(output) else [output]))
-        )
-
-    def is_pair(output):
-        return isinstance(output, Pair)
+        parts = [output.shared, output.region] if isinstance(output, Pair) else [output]
+        computed.append(sum(part.numel() for part in parts))
 
     for module in network.modules():
         if not list(module.children()):
             module.register_forward_hook(count)
     box, numbers = (96, 96, 128, 128), []
     parts = [part.detach() for part in scene((224, 224), box, batch=16, dtype=torch.float32)]
-    for run in (PairNetwork(network), lambda *parts: network(put_together(*parts))):
+    for compute in (PairNetwork(network), lambda *parts: network(put_together(*parts))):
         with torch.no_grad():
-            run(*parts, box)
-        numbers.append(sum(made))
-        made.clear()
+            compute(*parts, box)
+        numbers.append(sum(computed))
+        computed.clear()
     assert numbers[0] < 0.4 * numbers[1]

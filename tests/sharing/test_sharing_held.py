@@ -1,4 +1,4 @@
-"""A shared map that is held gives what it gives unheld, for less work, and cannot go stale unnoticed."""
+"""A held map gives the same as one that is not held, with less work; a pass on a stale one is an error."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from clipvp.sharing import PairNetwork, StaleError, put_together
 
 
-def test_what_is_held_is_not_computed_again():
+def test_held_work_is_not_computed_again():
     pair, box = PairNetwork(small_network()), (9, 9, 13, 13)
     shared, region = (part.detach() for part in scene((40, 40), box))
     held = pair.hold(shared)
@@ -18,11 +18,11 @@ def test_what_is_held_is_not_computed_again():
             pair(shared, region, box)
         return counter.get_total_flops()
 
-    first, second, unheld = flops(held), flops(held), flops(shared)
-    assert first == unheld and second < 0.2 * first
+    first, second, not_held = flops(held), flops(held), flops(shared)
+    assert first == not_held and second < 0.2 * first
 
 
-def test_held_serves_any_box_any_batch_and_the_gradient_of_the_region():
+def test_held_works_for_any_box_and_batch_and_for_the_gradient_of_the_region():
     network = small_network()
     pair = PairNetwork(network, ALWAYS)
     shared, _ = scene((24, 30), (0, 0, 1, 1))
@@ -36,23 +36,35 @@ def test_held_serves_any_box_any_batch_and_the_gradient_of_the_region():
             torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("what", ["delta", "shared", "network"])
-def test_held_cannot_go_stale_unnoticed(what):
+@pytest.mark.parametrize("what", ["delta", "mask", "shared", "network"])
+def test_a_write_to_any_tensor_of_the_held_work_makes_it_stale(what):
     network, box = small_network(), (3, 4, 8, 8)
     pair = PairNetwork(network)
     delta, region = scene((24, 30), box)
     with torch.no_grad():
-        shared = torch.sigmoid(delta)
-        held = pair.hold(shared, delta)
+        mask = torch.ones_like(delta)
+        shared = torch.sigmoid(delta) * mask
+        held = pair.hold(shared, delta, mask)
         pair(held, region, box)
         assert held.fresh
-        {"delta": delta, "shared": shared, "network": network[0].weight}[what].add_(1)
+        {"delta": delta, "mask": mask, "shared": shared, "network": network[0].weight}[what].add_(1)
         assert not held.fresh
-        with pytest.raises(StaleError, match="hold anew"):
+        with pytest.raises(StaleError, match="call hold\\(\\) again"):
             pair(held, region, box)
 
 
-def test_hold_does_not_swallow_a_gradient():
+def test_held_work_is_told_apart_by_the_tensors_it_was_made_from():
+    pair = PairNetwork(small_network())
+    with torch.no_grad():
+        delta, mask = scene((24, 30), (3, 4, 8, 8))[0], torch.ones(1)
+        held = pair.hold(torch.sigmoid(delta) * mask, delta, mask)
+        assert held.made_from_these([delta, mask]) and held.made_from_these((delta, mask))
+        for others in ([delta.clone(), mask], [delta.view_as(delta), mask], [delta], [mask, delta], []):
+            assert not held.made_from_these(others)
+        assert not pair.hold(delta).made_from_these([])  # no tensors do not identify a map
+
+
+def test_hold_refuses_to_drop_a_gradient():
     pair = PairNetwork(small_network())
     shared, _ = scene((24, 30), (3, 4, 8, 8))
     with pytest.raises(ValueError, match="no_grad"):
@@ -70,7 +82,7 @@ def test_held_under_inference_mode_and_under_another_autocast():
         torch.testing.assert_close(pair(held, region, box), network(whole))
 
 
-def test_tensors_made_anew_in_every_pass_are_not_mistaken_for_the_last_ones():
+def test_tensors_created_in_every_pass_are_not_taken_for_the_last_ones():
     scales = iter([1.0, 2.0, 3.0])
     network, box = Call(lambda x: x * torch.tensor(next(scales), dtype=x.dtype)), (3, 4, 8, 8)
     shared, region = (part.detach() for part in scene((24, 30), box))

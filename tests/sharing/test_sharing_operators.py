@@ -1,4 +1,4 @@
-"""What networks do to maps in two parts: each operator is exact, and with a rule the parts stay parts."""
+"""Each operator is exact on a map in two parts, and with a rule its result is in two parts too."""
 
 import warnings
 
@@ -84,7 +84,7 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("name", [*IN_PARTS, *WHOLE])
-def test_each_operator_is_exact_and_known_or_not(name):
+def test_each_operator_is_exact_and_has_a_rule_or_not(name):
     seen = []
     network = freeze(
         nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), Call((IN_PARTS | WHOLE)[name]), nn.Identity())
@@ -100,7 +100,7 @@ def test_each_operator_is_exact_and_known_or_not(name):
 
 
 class Doubled(torch.autograd.Function):
-    """An operator whose gradient is its own."""
+    """An operator with a gradient of its own."""
 
     @staticmethod
     def forward(ctx, x):
@@ -142,7 +142,7 @@ def written_twice(x):
 
 
 @pytest.mark.parametrize("trick", [written_through_a_slice, written_through_a_flat_view, written_twice])
-def test_work_in_place_is_seen_where_the_plain_way_sees_it(trick):
+def test_writes_in_place_reach_the_same_tensors_as_on_the_whole_map(trick):
     network = freeze(nn.Sequential(nn.Conv2d(3, 8, 3), Call(trick), nn.Conv2d(8, 2, 3)))
     assert assert_exact(network, *scene(CANVAS, BOX), BOX).reason is None
 
@@ -150,17 +150,17 @@ def test_work_in_place_is_seen_where_the_plain_way_sees_it(trick):
 @pytest.mark.parametrize(
     "trick", [Doubled.apply, written_through_a_view, written_through_a_flat_view_of_a_viewed_map]
 )
-def test_where_parts_cannot_stand_for_the_map_the_network_is_run_whole(trick):
+def test_a_network_that_is_not_exact_on_two_parts_runs_on_whole_maps(trick):
     network = freeze(nn.Sequential(nn.Conv2d(3, 8, 3), Call(trick)))
-    with pytest.warns(UserWarning, match="no sharing"):
+    with pytest.warns(UserWarning, match="the border is not shared"):
         pair = assert_exact(network, *scene(CANVAS, BOX), BOX)
     assert pair.reason
-    with warnings.catch_warnings():  # said once
+    with warnings.catch_warnings():  # warns only once
         warnings.simplefilter("error")
         pair(*scene(CANVAS, BOX), BOX)
 
 
-def test_errors_of_the_network_are_its_own():
+def test_errors_of_the_network_are_passed_on():
     def fail(x):
         raise KeyError("mine")
 
@@ -168,7 +168,7 @@ def test_errors_of_the_network_are_its_own():
         PairNetwork(Call(fail), ALWAYS)(*scene((9, 9), box := (3, 4, 8, 8)), box)
 
 
-def test_a_map_is_put_together_once_and_never_escapes():
+def test_pairs_look_like_tensors_and_are_never_returned():
     def features(x):
         assert x.shape == (2, 3, 24, 30) and x.ndim == 4 and x.requires_grad and x.dtype == torch.float64
         assert x.is_contiguous() and x.stride() == (2160, 720, 30, 1) and len(x) == 2
@@ -184,7 +184,7 @@ def test_a_map_is_put_together_once_and_never_escapes():
     torch.testing.assert_close(out["sum"], whole.sum((1, 2, 3)))
 
 
-def test_the_inputs_and_the_network_stay_as_they_are():
+def test_the_inputs_and_the_network_are_not_changed():
     network = nn.Sequential(nn.ReLU(inplace=True), small_network())
     keys, box = set(network.state_dict()), (3, 4, 8, 8)
     parts = [part.detach() for part in scene((24, 30), box)]
@@ -247,7 +247,7 @@ def test_under_autocast_as_exact_as_the_dtype(dtype):
         ((1, 3, 9, 9), (2, 3, 2, 2), (0, 0, 3, 2), r"\(B, 3, 3, 2\), got \(2, 3, 2, 2\)"),
     ],
 )
-def test_what_does_not_fit_is_said(shared, region, box, message):
+def test_inputs_that_do_not_fit_are_refused(shared, region, box, message):
     with pytest.raises(ValueError, match=message):
         PairNetwork(nn.Identity())(torch.zeros(shared), torch.zeros(region), box)
     with pytest.raises(ValueError, match="float64"):

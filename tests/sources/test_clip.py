@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import coloured_images
 from PIL import Image
 from tiny_models import CLIPS, hf_clip, hf_text, open_clip_hf_text
 from torch.nn import functional as F
 
-from clipvp import PromptedClassifier, RunConfig, UserError, build_classifier, fit, load_source
+from clipvp import PromptedClassifier, RunConfig, Task, UserError, build_classifier, fit, load_source
 from clipvp.config.schema import MappingConfig, OptimConfig, PromptConfig, SourceConfig, TrainConfig
-from clipvp.sources.base import Source
+from clipvp.labels.space import LabelSpace
+from clipvp.sources.base import SharedBorder, Source
 from clipvp.sources.clip import ClipSource
 
 CLASSES = ["cat", "Big Bird", "trucks", "ship 2"]
@@ -107,7 +109,7 @@ def test_from_the_image_on_logits_are_the_librarys_own(name, picture):
         torch.testing.assert_close(source(pixels), expected, rtol=1e-4, atol=1e-5)
         assert (
             expected.std(0).mean() > 1e-3 and expected.std(1).min() > 1e-2
-        )  # so that equality says something
+        )  # different images and texts give different logits
 
 
 @pytest.mark.parametrize("kind", [kind for kind in CLIPS if kind.startswith("hf")])
@@ -120,7 +122,7 @@ def test_transformers_other_image_processor_is_one_step_of_8_bits_away(name, pic
         ours = source.normalize(pixels_of(source, [image]))
         assert (
             (ours - theirs).abs() * source.std * 255
-        ).max() < 1.01  # torchvision rounds otherwise than Pillow
+        ).max() < 1.01  # torchvision and Pillow round differently
 
 
 @pytest.mark.parametrize("canvas", [(48, 48), (32, 48), (64, 16)])
@@ -151,13 +153,23 @@ def test_labels_are_template_major_and_each_is_its_own_text(name):
     assert labels.is_text and len(labels) == len(TEMPLATES) * len(CLASSES)
     for index, text in enumerate(labels.names):
         template, which = divmod(index, len(CLASSES))
-        assert (labels.template_of(index), labels.class_of(index)) == (template, which)
+        assert (labels.wording_of[index], labels.class_of[index]) == (template, which)
         assert text == TEMPLATES[template].replace("{}", CLASSES[which])
     torch.testing.assert_close(source.text_features.norm(dim=1), torch.ones(len(labels)), rtol=0, atol=1e-5)
     for template, text in enumerate(TEMPLATES):
         alone = load_source(name, class_names=CLASSES, templates=[text]).text_features
         rows = source.text_features[template * len(CLASSES) : (template + 1) * len(CLASSES)]
         torch.testing.assert_close(alone, rows, rtol=1e-4, atol=1e-5)
+
+
+def test_texts_class_by_class_are_a_label_space_too(name):
+    texts = {"cat": ["a photo of a {}.", "It purrs."], "Big Bird": ["the {}"], "ship 2": ["a boat", "{}"]}
+    labels = LabelSpace.from_texts(texts)
+    source = load_source(name, labels=lambda: labels)
+    assert source.labels == labels
+    plain = load_source(name, class_names=labels.names, templates=["{}"])
+    pixels = torch.rand(2, 3, *source.canvas)
+    torch.testing.assert_close(source(pixels), plain(pixels), rtol=1e-4, atol=1e-5)
 
 
 def test_templates_may_be_named_as_in_a_config(tiny_model):
@@ -193,10 +205,26 @@ def test_the_gradient_reaches_the_pixels_and_nothing_else(name):
 def test_features_are_the_image_towers_and_make_the_logits(name):
     source = load_source(name, class_names=CLASSES)
     pixels = torch.rand(2, 3, *source.canvas)
-    features = source.features(pixels)
-    assert features.shape == (2, source.num_features)
-    torch.testing.assert_close(source.logits(features), source(pixels))
+    features = source.encode(pixels)
+    assert features.shape == (2, source.num_features) and features.dtype == torch.float32
+    torch.testing.assert_close(source.score(features), source(pixels))
     torch.testing.assert_close(source.headless_network()(source.normalize(pixels)), features)
+
+
+@pytest.mark.parametrize("way", ["forward", "encode"])
+@pytest.mark.filterwarnings("ignore:the border is not shared")  # of a network that is not convolutional
+def test_a_shared_border_is_computed_as_plain_pixels_are(way, name):
+    source = load_source(name, class_names=CLASSES)
+    height, width = source.canvas
+    box = (height // 4, width // 4, 3 * height // 4, 3 * width // 4)
+    surroundings = torch.rand(1, 3, height, width)
+    images = torch.rand(3, 3, height // 2, width // 2)
+    pixels = surroundings.repeat(3, 1, 1, 1)
+    pixels[:, :, box[0] : box[2], box[1] : box[3]] = images
+    border, run = SharedBorder(surroundings, images, box, (surroundings,)), getattr(source, way)
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients):
+            torch.testing.assert_close(run(border), run(pixels), rtol=1e-4, atol=1e-5)
 
 
 def test_the_text_tower_does_not_stay_in_memory(name):
@@ -208,7 +236,7 @@ def test_the_text_tower_does_not_stay_in_memory(name):
 @pytest.mark.parametrize("precision, tolerance", [("bf16", 0.04), ("fp16", 0.01)])
 def test_half_precision_is_near_float32(name, precision, tolerance, monkeypatch):
     # A CPU is given float32; without that rule it computes in half precision as a GPU does.
-    monkeypatch.setattr("clipvp.sources.check_precision", lambda precision, device: precision)
+    monkeypatch.setattr("clipvp.sources.load.check_precision", lambda precision, device: precision)
     full = load_source(name, class_names=CLASSES)
     half = load_source(name, class_names=CLASSES, precision=precision)
     assert half.fingerprint == full.fingerprint and torch.equal(half.text_features, full.text_features)
@@ -219,7 +247,7 @@ def test_half_precision_is_near_float32(name, precision, tolerance, monkeypatch)
         assert logits.dtype == torch.float32 and logits.isfinite().all()
         (logits.softmax(1)[:, 0].sum() * 1e-4).backward()  # one image of a large batch
         gradients.append(pixels.grad)
-        features.append(source.features(pixels).detach())
+        features.append(source.encode(pixels).detach())
     for one, other, factor in ((*features, 1), (*gradients, 8)):
         assert 0 < (one - other).norm() < factor * tolerance * one.norm()
 
@@ -263,13 +291,14 @@ def run_config(name: str, mapping: MappingConfig, output: Path) -> RunConfig:
 def test_every_mapping_trains_and_is_the_same_after_saving(method, tiny_model, tiny_task, tmp_path):
     mapping = METHODS[method]
     config = run_config(tiny_model("open_clip_vit"), mapping, tmp_path / "run")
-    classifier = build_classifier(config, tiny_task.class_names)
+    classifier = build_classifier(config, tiny_task)
     templates = 1 if method == "identity" else 81
     assert len(classifier.source.labels) == 3 * templates
     before = classifier.prompt.delta.detach().clone()
     results = fit(classifier, tiny_task, config).results
     assert not torch.equal(classifier.prompt.delta, before)
     index = classifier.mapping.source_index
+    assert torch.equal(classifier.mapping.links().index[:, 0], index)
     assert len(set(index.tolist())) == 3
     if method in ("within", "identity"):
         assert (index % 3).tolist() == [0, 1, 2]
@@ -279,7 +308,7 @@ def test_every_mapping_trains_and_is_the_same_after_saving(method, tiny_model, t
     loaded = PromptedClassifier.from_pretrained(saved)
     assert loaded.source.labels == classifier.source.labels
     assert same_predictions(loaded, classifier)
-    stored = json.loads((saved / "config.json").read_text())["source"]
+    stored = json.loads((saved / "config.json").read_text())["source"]["labels"]
     assert stored["templates"] == list(classifier.source.labels.templates)
     assert stored["class_names"] == ["red thing", "green thing", "blue thing"]
 
@@ -287,7 +316,7 @@ def test_every_mapping_trains_and_is_the_same_after_saving(method, tiny_model, t
 @pytest.mark.parametrize("kind", [kind for kind in CLIPS if kind != "open_clip_vit"])
 def test_every_kind_of_clip_trains(kind, name, tiny_task, tmp_path):
     config = run_config(name, MappingConfig(templates=TEMPLATES), tmp_path / "run")
-    classifier = build_classifier(config, tiny_task.class_names)
+    classifier = build_classifier(config, tiny_task)
     results = fit(classifier, tiny_task, config).results
     assert classifier.prompt.delta.abs().sum() > 0 and results["metrics"]["test.last"]["n"] == 25
     assert same_predictions(PromptedClassifier.from_pretrained(tmp_path / "run" / "prompt"), classifier)
@@ -297,8 +326,11 @@ def test_a_saved_prompt_refuses_other_weights(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     hf_clip(folder, seed=0)
-    classifier = build_classifier(run_config(f"hf:{folder}", MappingConfig(), tmp_path / "run"), CLASSES)
-    classifier.save_pretrained(tmp_path / "prompt")
+    images = coloured_images(8, 4)
+    task = Task.from_dataset(images, images, class_names=CLASSES)
+    config = run_config(f"hf:{folder}", MappingConfig(kind="random"), tmp_path / "run")
+    build_classifier(config, task).save_pretrained(tmp_path / "prompt")
+    assert PromptedClassifier.from_pretrained(tmp_path / "prompt").class_names == CLASSES
     hf_clip(folder, seed=1)
     with pytest.raises(UserError, match="another version of the model"):
         PromptedClassifier.from_pretrained(tmp_path / "prompt")
@@ -398,7 +430,7 @@ def test_wrong_names_and_templates_are_told_in_one_line(kind, class_names, templ
         ("hf:openai/clip-vit-base-patch32", ["`hf download openai/clip-vit-base-patch32`"]),
     ],
 )
-def test_a_model_that_is_not_to_be_had_is_told_in_one_line(name, words):
+def test_a_model_that_cannot_be_loaded_is_told_in_one_line(name, words):
     with pytest.raises(UserError) as error:
         load_source(name, class_names=CLASSES)
     message = str(error.value)

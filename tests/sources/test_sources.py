@@ -1,6 +1,7 @@
 """A source gives what its own library gives, from pixels in [0, 1], and nothing in it ever moves."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from clipvp import UserError, load_source
 from clipvp.images import to_rgb
 from clipvp.labels.space import unique_names
-from clipvp.sources.base import Source, _ScaleGradient
+from clipvp.sources.base import SharedBorder, Source, _ScaleGradient, check_forward
 from clipvp.sources.preprocessing import hf_preprocessing
 
 CLOSED = ["tiny_timm", "tiny_timm_vit", "tiny_hf", "tiny_hf_vit"]
@@ -156,13 +157,137 @@ def test_features_and_head_make_the_logits(name):
     source = load_source(name)
     pixels = torch.rand(2, 3, *source.canvas)
     with torch.no_grad():
-        features = source.features(pixels)
+        features = source.encode(pixels)
         assert features.shape == (2, source.num_features) and features.dtype == torch.float32
+        torch.testing.assert_close(source.score(features), source(pixels))
         torch.testing.assert_close(source.classifier_head()(features), source(pixels))
         headless = source.headless_network()
         torch.testing.assert_close(headless(source.normalize(pixels)), features)
     assert source(pixels).shape == (2, len(source.labels))  # the source itself kept its head
     assert not source.classifier_head()._forward_pre_hooks
+
+
+def test_the_gradient_passes_through_features_and_score(name):
+    source = load_source(name)
+    pixels = [torch.rand(2, 3, *source.canvas, generator=torch.Generator().manual_seed(0)) for _ in range(2)]
+    source(pixels[0].requires_grad_()).logsumexp(1).sum().backward()
+    source.score(source.encode(pixels[1].requires_grad_())).logsumexp(1).sum().backward()
+    torch.testing.assert_close(pixels[1].grad, pixels[0].grad, rtol=1e-4, atol=1e-7)
+    assert pixels[0].grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_features_are_float32_in_any_precision_and_make_the_logits(precision):
+    source = closed_source(linear_network(), 5, precision=precision)
+    pixels = torch.rand(2, 3, 4, 4)
+    with torch.no_grad():
+        features = source.encode(pixels)
+        assert features.dtype == source.score(features).dtype == torch.float32
+        torch.testing.assert_close(source.score(features), source(pixels), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("network", ["no linear layer", "a linear layer of another size"])
+def test_a_network_without_a_last_linear_layer_has_logits_only(network):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 5, 4), nn.Flatten()]
+    if network != "no linear layer":
+        layers = [nn.Flatten(), nn.Linear(48, 80), nn.Unflatten(1, (5, 16)), nn.AvgPool1d(16), nn.Flatten()]
+    source = closed_source(nn.Sequential(*layers), 5)
+    pixels = torch.rand(2, 3, 4, 4)
+    assert source(pixels).shape == (2, 5)
+    for ask in (
+        lambda: source.encode(pixels),
+        lambda: source.score(pixels),
+        lambda: source.num_features,
+        lambda: source.headless_network(),
+    ):
+        with pytest.raises(UserError, match="^source 'test' does not end in a linear layer, .* no features$"):
+            ask()
+
+
+class TwoHeads(nn.Module):
+    """The mean of two heads, as a distilled vision transformer gives it."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten())
+        self.heads = nn.ModuleList(nn.Linear(32, 5) for _ in range(2))
+
+    def forward(self, pixels):
+        features = self.body(pixels)
+        return sum(head(features) for head in self.heads) / 2
+
+
+@pytest.mark.parametrize("network", ["two heads", "softmax", "scale"])
+def test_logits_that_are_not_those_of_the_last_linear_layer_have_no_features(network):
+    torch.manual_seed(0)
+    last = {"softmax": [nn.Softmax(1)], "scale": [nn.Threshold(0.05, 0.05)]}.get(network)
+    source = closed_source(nn.Sequential(linear_network(), *last) if last else TwoHeads(), 5)
+    check_forward(source)
+    pixels = torch.rand(2, 3, 4, 4)
+    assert source(pixels).shape == (2, 5)
+    for ask in (lambda: source.encode(pixels), lambda: source.num_features, source.headless_network):
+        with pytest.raises(UserError, match="does not end in a linear layer"):
+            ask()
+    assert not any(module._forward_hooks for module in source.modules())
+
+
+def test_a_source_that_was_looked_at_still_has_its_features():
+    source = check_forward(closed_source(linear_network(), 5))
+    assert source.num_features == 32 and not source.classifier_head()._forward_hooks
+
+
+# What all images of a batch have in common
+
+
+def border_of(source: Source, count: int, seed: int = 0) -> tuple[SharedBorder, torch.Tensor]:
+    """Return a shared border with small images at its centre, and the same as plain pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    height, width = source.canvas
+    top, left = 3 * height // 8, 3 * width // 8
+    bottom, right = top + height // 4, left + width // 4
+    surroundings = torch.rand(1, 3, height, width, generator=generator)
+    images = torch.rand(count, 3, bottom - top, right - left, generator=generator)
+    pixels = surroundings.repeat(count, 1, 1, 1)
+    pixels[:, :, top:bottom, left:right] = images
+    made_from = (surroundings,)
+    return SharedBorder(surroundings, images, (top, left, bottom, right), made_from), pixels
+
+
+@pytest.mark.parametrize("fixture", ["tiny_timm", "tiny_hf"])
+@pytest.mark.parametrize("way", ["forward", "encode"])
+def test_a_shared_border_is_computed_as_plain_pixels_are(way, fixture, request):
+    source = load_source(request.getfixturevalue(fixture), canvas=64)
+    border, pixels = border_of(source, 5)
+    run = getattr(source, way)
+    with torch.no_grad():
+        expected = run(pixels)
+        for _ in range(2):  # with the work on the border to be done, and kept
+            torch.testing.assert_close(run(border), expected, rtol=1e-4, atol=1e-5)
+        border.surroundings.mul_(0.5)
+        _, other = border_of(source, 5)
+        top, left, bottom, right = border.box
+        other.mul_(0.5)[:, :, top:bottom, left:right] = border.images
+        torch.testing.assert_close(run(border), run(other), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(run(border), expected, rtol=1e-3, atol=1e-4)
+    assert source._pair_network.reason is None  # it was shared, not put together
+
+
+@pytest.mark.parametrize("fixture", ["tiny_timm", "tiny_hf"])
+@pytest.mark.parametrize("way", ["forward", "encode"])
+def test_the_gradient_of_a_shared_border_is_that_of_plain_pixels(way, fixture, request):
+    source = load_source(request.getfixturevalue(fixture), canvas=64)
+    border, pixels = border_of(source, 5)
+    run, (top, left, bottom, right) = getattr(source, way), border.box
+    weights = torch.randn(run(pixels).shape, generator=torch.Generator().manual_seed(1))
+    pixels.requires_grad_(), border.surroundings.requires_grad_(), border.images.requires_grad_()
+    (run(pixels) * weights).sum().backward()
+    (run(border) * weights).sum().backward()
+    images = pixels.grad[:, :, top:bottom, left:right]
+    around = pixels.grad.sum(0, keepdim=True)
+    around[:, :, top:bottom, left:right] = 0
+    for found, expected in ((border.images.grad, images), (border.surroundings.grad, around)):
+        assert (found - expected).norm() < 1e-4 * expected.norm() and expected.norm() > 0
 
 
 # Canvas
@@ -293,6 +418,39 @@ def test_lite0_takes_a_small_canvas_and_passes_the_gradient():
     assert source.canvas == (64, 96) and pixels.grad.abs().max() > 0
 
 
+# Loading changes nothing around it
+
+
+def settings_of_the_process() -> dict:
+    """Return what computing in this process depends on."""
+    backends = torch.backends
+    return {
+        "denormals": float(torch.tensor([1e-42]) * 1.0) != 0,
+        "threads": torch.get_num_threads(),
+        "dtype": torch.get_default_dtype(),
+        "device": torch.get_default_device(),
+        "gradients": torch.is_grad_enabled(),
+        "inference": torch.is_inference_mode_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "matmul": torch.get_float32_matmul_precision(),
+        "cudnn": (backends.cudnn.enabled, backends.cudnn.benchmark, backends.cudnn.deterministic),
+        "mkldnn": backends.mkldnn.enabled,
+        "environment": dict(os.environ),
+    }
+
+
+@pytest.mark.parametrize("kind", ["tiny_timm", "tiny_hf", "hf_clip", "open_clip_vit", "offline:lite0"])
+def test_loading_a_source_changes_no_setting_of_the_process(kind, request, tiny_model):
+    is_clip = "clip" in kind
+    name = kind if ":" in kind else tiny_model(kind) if is_clip else request.getfixturevalue(kind)
+    before = settings_of_the_process()
+    assert before["denormals"]
+    source = load_source(name, **({"class_names": ["cat", "dog"]} if is_clip else {}))
+    assert settings_of_the_process() == before
+    source(torch.rand(1, 3, *source.canvas))
+    assert settings_of_the_process() == before
+
+
 # Names and folders that are wrong
 
 
@@ -374,8 +532,6 @@ def test_a_folder_without_an_image_processor_is_a_clear_error(tiny_hf, tmp_path)
 
 
 def test_a_network_whose_logits_do_not_fit_its_labels_is_refused():
-    from clipvp.sources.base import check_forward
-
     with pytest.raises(UserError, match=r"logits \(1, 5\) for 6 labels"):
         check_forward(closed_source(linear_network(), 6))
     assert np.isfinite(check_forward(closed_source(linear_network(), 5)).mean.numpy()).all()
@@ -432,6 +588,9 @@ def test_a_compiled_network_gives_the_same(tiny_timm):
     compiled = [run(size) for size in (3, 2, 3)]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # once for each size
     torch.testing.assert_close(compiled, [*plain, plain[0]], rtol=1e-4, atol=1e-5)
+    pixels = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():  # of features too, which a compiled network does not show
+        torch.testing.assert_close(source.score(source.encode(pixels)), source(pixels), rtol=1e-4, atol=1e-5)
     assert source.state_dict().keys() == keys
 
 

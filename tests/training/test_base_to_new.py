@@ -65,7 +65,7 @@ def test_only_the_whole_task_has_two_halves(tiny_timm, folder, tmp_path):
 
 @settings(deadline=None)
 @given(*[st.integers(0, 1000).map(lambda hits: hits / 1000)] * 2)
-def test_the_harmonic_mean_lies_between_and_is_zero_with_either(one, other):
+def test_the_harmonic_mean_is_between_the_two_and_zero_with_either(one, other):
     mean = harmonic_mean(one, other)
     if one and other:
         assert min(one, other) * (1 - 1e-9) <= mean <= max(one, other) * (1 + 1e-9)

@@ -1,4 +1,4 @@
-"""The baselines: a new head on frozen features, and every weight; the source that is given stays as it is."""
+"""The baselines: a new head on frozen features, and every weight; the given source does not change."""
 
 import math
 
@@ -47,7 +47,7 @@ def test_a_new_head_starts_at_zero_and_knows_the_target_classes(train_network, s
     classifier = head_classifier(source, NAMES, train_network)
     logits = classifier(torch.rand(2, 3, 32, 32))
     assert torch.equal(logits, torch.zeros(2, 3))
-    assert classifier.source.labels.names == tuple(NAMES) and not classifier.is_prompt
+    assert classifier.source.labels.names == tuple(NAMES) and not classifier.source_is_frozen
     assert classifier.resize == source.resize  # the model's own preprocessing, and nothing more
     trained = [name for name, p in classifier.named_parameters() if p.requires_grad]
     assert len(trained) == (len(list(source.network.parameters())) if train_network else 2)
@@ -57,7 +57,7 @@ def test_features_are_in_order_and_what_the_head_is_given(source, tiny_task):
     features, _ = decoded(tiny_task, source)
     images = tiny_task.tensors("val", source.resize, progress=False).images.float() / 255
     with torch.no_grad():
-        expected = torch.cat([source.features(image[None]) for image in images])
+        expected = torch.cat([source.encode(image[None]) for image in images])
     torch.testing.assert_close(features["val"], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -149,5 +149,5 @@ def test_half_precision_weights_do_not_train():
 
 def test_a_network_without_a_linear_layer_is_refused():
     source = closed_source(nn.Sequential(nn.Conv2d(3, 5, 4), nn.Flatten()), 5)
-    with pytest.raises(UserError, match="no linear classifier layer"):
+    with pytest.raises(UserError, match="does not end in a linear layer"):
         head_classifier(source, NAMES, train_network=False)

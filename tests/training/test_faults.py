@@ -10,7 +10,7 @@ from conftest import full_disk, left_by, trained
 from clipvp import UserError
 from clipvp.artifact import save as pretrained
 from clipvp.artifact.format import write_artifact
-from clipvp.config.parse import user_errors
+from clipvp.cli import user_errors
 from clipvp.files import write_text
 from clipvp.results.folder import RunFolder
 from clipvp.training.checkpoint import Checkpoints

@@ -1,4 +1,6 @@
-"""The learning rate of a step equals what torch's own schedulers give, step by step."""
+"""Rates and steps equal those of torch's own schedulers and optimisers, for each group of parameters."""
+
+import copy
 
 import pytest
 import torch
@@ -6,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipvp.config.schema import OptimConfig
-from clipvp.training.optim import build_optimizer, lr_at
+from clipvp.registry import UserError
+from clipvp.training.optim import ScheduledOptimizer, lr_at
 
 
 def by_torch(make, lr, steps_per_epoch, epochs, per_step) -> list[float]:
@@ -98,8 +101,133 @@ def test_warm_up_rises_in_a_line_and_the_schedule_takes_over(schedule):
     ],
 )
 def test_optimisers_are_torchs_with_the_configs_values(name, kind, expected):
-    config = OptimConfig(name=name, lr=0.3, momentum=0.7, weight_decay=0.01)
-    optimizer = build_optimizer(config, [torch.nn.Parameter(torch.ones(2))])
+    own = {"momentum": 0.7} if name == "sgd" else {}
+    config = OptimConfig(name=name, lr=0.3, weight_decay=0.01, **own)
+    optimizer = ScheduledOptimizer(config, {"prompt": [torch.nn.Parameter(torch.ones(2))]}, 1, 1).optimizer
     assert type(optimizer) is kind
     (group,) = optimizer.param_groups
     assert {key: group[key] for key in expected} == expected
+
+
+# Steps
+
+
+KINDS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+SHAPES = {"prompt": [(3, 4)], "mapping": [(5,), (2, 2)]}
+
+
+def parameters(seed: int = 0) -> dict[str, list[torch.nn.Parameter]]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+        for name, shapes in SHAPES.items()
+    }
+
+
+def set_gradients(groups, step: int) -> None:
+    generator = torch.Generator().manual_seed(1000 + step)
+    for own in groups.values():
+        for parameter in own:
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def same(one, other) -> bool:
+    return all(torch.equal(a, b) for name in one for a, b in zip(one[name], other[name], strict=True))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_one_group_takes_torchs_own_steps_to_the_bit(name):
+    steps, epochs = 3, 4
+    config = OptimConfig(name=name, lr=0.3, weight_decay=0.02, schedule="constant")
+    ours, theirs = ({"prompt": parameters()["prompt"]} for _ in range(2))
+    scheduled = ScheduledOptimizer(config, ours, steps, epochs)
+    more = {"momentum": 0.9} if name == "sgd" else {}
+    plain = KINDS[name](theirs["prompt"], lr=0.3, weight_decay=0.02, **more)
+    for step in range(steps * epochs):
+        set_gradients(ours, step), set_gradients(theirs, step)
+        scheduled.step(step)
+        plain.step()
+        assert same(ours, theirs)
+        assert all(parameter.grad is None for parameter in ours["prompt"])
+
+
+OWN = {
+    "rate": {"lr": 0.004},
+    "schedule": {"schedule": "constant", "weight_decay": 0.1},
+    "all": {"lr": 3.0, "schedule": "multistep", "milestones": [0.25, 0.5], "gamma": 0.3, "warmup": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("own", OWN)
+def test_two_groups_take_the_steps_of_two_optimisers(name, own):
+    """Each group has the rates and settings of a run of its own."""
+    steps, epochs = 5, 8
+    shared = {"lr": 0.05, "weight_decay": 0.01, "schedule": "cosine"}
+    config = OptimConfig(name=name, **shared, groups={"mapping": OWN[own]})
+    alone = {
+        "prompt": OptimConfig(name=name, **shared),
+        "mapping": OptimConfig(name=name, **{**shared, **OWN[own]}),
+    }
+    ours, theirs = parameters(), parameters()
+    scheduled = ScheduledOptimizer(config, ours, steps, epochs)
+    more = {"momentum": 0.9} if name == "sgd" else {}
+    plain = {
+        group: KINDS[name](theirs[group], lr=settings.lr, weight_decay=settings.weight_decay, **more)
+        for group, settings in alone.items()
+    }
+    for step in range(steps * epochs):
+        set_gradients(ours, step), set_gradients(theirs, step)
+        rates = {group: lr_at(settings, step, steps, epochs) for group, settings in alone.items()}
+        assert scheduled.rates(step) == rates
+        scheduled.step(step)
+        for group, optimizer in plain.items():
+            optimizer.param_groups[0]["lr"] = rates[group]
+            optimizer.step()
+        assert same(ours, theirs)
+    assert own == "rate" or rates["prompt"] != rates["mapping"]
+
+
+def test_the_rate_of_a_step_does_not_depend_on_the_steps_before():
+    """A run that goes on in the middle needs nothing but the step."""
+    config = OptimConfig(lr=0.5, schedule="cosine", groups={"mapping": {"lr": 0.1, "warmup": 0.5}})
+    ours, theirs = parameters(), parameters()
+    one, other = (ScheduledOptimizer(config, groups, 4, 5) for groups in (ours, theirs))
+    for step in range(7):
+        set_gradients(ours, step), one.step(step)
+    other.optimizer.load_state_dict(copy.deepcopy(one.optimizer.state_dict()))
+    for name in ours:
+        for a, b in zip(ours[name], theirs[name], strict=True):
+            b.data.copy_(a)
+    for step in range(7, 20):
+        set_gradients(ours, step), set_gradients(theirs, step)
+        one.step(step), other.step(step)
+    assert same(ours, theirs)
+
+
+def test_an_unknown_group_is_one_clear_error():
+    config = OptimConfig(groups={"maping": {"lr": 0.1}})
+    with pytest.raises(UserError) as error:
+        ScheduledOptimizer(config, parameters(), 1, 1)
+    message = str(error.value)
+    assert "\n" not in message
+    assert message == (
+        "optim.groups: nothing trains in a group 'maping'; did you mean 'mapping'? allowed: prompt, mapping"
+    )
+
+
+@pytest.mark.parametrize(
+    "group, words",
+    [
+        ({"rate": 0.1}, "optim.groups.mapping: unknown value 'rate'; .*lr"),
+        ({"momentum": 0.1}, "optim.groups.mapping: unknown value 'momentum'"),
+        ({"name": "sgd"}, "optim.groups.mapping: unknown value 'name'"),
+        ({"lr": -1.0}, "optim.groups.mapping: optim.lr: -1.0 is not allowed"),
+        ({"schedule": "cosin"}, "optim.groups.mapping: optim.schedule: .*did you mean 'cosine'"),
+        (0.1, "optim.groups.mapping: 0.1 is not a section with keys"),
+    ],
+)
+def test_a_wrong_setting_of_a_group_is_told_by_its_key(group, words):
+    with pytest.raises(UserError, match=words) as error:
+        OptimConfig(groups={"mapping": group})
+    assert "\n" not in str(error.value)

@@ -53,16 +53,16 @@ def test_processes_times_parts_decide_how_a_step_is_cut(world, parts, size):
 @given(st.integers(1, 50), st.integers(1, 9), st.integers(1, 20))
 def test_processes_share_the_batches_of_a_pass(count, world, size):
     views = ranks(count, world)
-    passes = [[labels.tolist() for _, labels in view.in_turn(size)] for view in views]
+    passes = [[labels.tolist() for _, labels in view.local_batches(size)] for view in views]
     [alone] = ranks(count, 1)
-    assert sum(passes, []) == [labels.tolist() for _, labels in alone.in_turn(size)]
+    assert sum(passes, []) == [labels.tolist() for _, labels in alone.local_batches(size)]
     assert sum(sum(passes, []), []) == list(range(count))
-    assert [view.mine(size) for view in views] == [sum(map(len, batches)) for batches in passes]
+    assert [view.num_local_images(size) for view in views] == [sum(map(len, batches)) for batches in passes]
 
 
 def test_processes_that_do_not_know_of_each_other_are_refused(tiny_timm, tiny_task, tmp_path, monkeypatch):
     config, _ = parse("a test", arguments=settings_of("digits", tiny_timm, tmp_path / "run", "exact"))
-    classifier = build_classifier(config, tiny_task.class_names)
+    classifier = build_classifier(config, tiny_task)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(
         UserError, match="2 processes were launched, and accelerate sees 1; .*ACCELERATE_USE_CPU"
@@ -92,7 +92,7 @@ def alone(arguments: list[str]) -> None:
     """Train in this process."""
     config, _ = parse("a test", arguments=arguments)
     task = load_task(config.data, seed=config.seed)
-    fit(build_classifier(config, task.class_names), task, config)
+    fit(build_classifier(config, task), task, config)
 
 
 TRAIN = ROOT / "recipes" / "train.py"

@@ -11,7 +11,7 @@ import pytest
 from conftest import left_by, trained, write_image_folder
 
 from clipvp import UserError
-from clipvp.config.parse import user_errors
+from clipvp.cli import user_errors
 from clipvp.training.interrupt import EXIT_CODE, Interrupted, StopRequest
 from clipvp.training.step import Trainer
 
@@ -30,11 +30,11 @@ def stop_after(monkeypatch, step: int) -> None:
     """Have the process be asked to stop while it takes the given step, counted from here."""
     update, taken = Trainer._update, []
 
-    def asked(self, gradients, lr):
-        taken.append(lr)
+    def asked(self, parts):
+        taken.append(len(parts))
         if len(taken) == step:
             signal.raise_signal(signal.SIGTERM)
-        update(self, gradients, lr)
+        update(self, parts)
 
     monkeypatch.setattr(Trainer, "_update", asked)
 

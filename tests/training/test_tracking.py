@@ -44,7 +44,7 @@ def test_tensorboard_holds_what_metrics_say(tiny_timm, tiny_task, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = config(tiny_timm, tmp_path, ["tensorboard"])
-    result = fit(build_classifier(run, tiny_task.class_names), tiny_task, run)
+    result = fit(build_classifier(run, tiny_task), tiny_task, run)
     events = EventAccumulator(str(tmp_path / "run" / "logs" / "clipvp"))
     events.Reload()
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -59,7 +59,7 @@ def test_tensorboard_holds_what_metrics_say(tiny_timm, tiny_task, tmp_path):
 
 def told(run, tiny_task, report) -> None:
     """Fit, and hold what a tracker was told, step by step, against the run's own files."""
-    result = fit(build_classifier(run, tiny_task.class_names), tiny_task, run)
+    result = fit(build_classifier(run, tiny_task), tiny_task, run)
     rows = report()
     for epoch in result.history:
         values = {key: value for row in rows[epoch["epoch"]] for key, value in row.items()}
@@ -113,10 +113,10 @@ def test_a_tracker_that_does_not_start_is_one_line(tiny_timm, tiny_task, tmp_pat
 
     monkeypatch.setattr(LOGGER_TYPE_TO_CLASS["tensorboard"], "start", refuse)
     with pytest.raises(UserError, match="train.report_to: tensorboard does not start: no key$"):
-        fit(build_classifier(run, tiny_task.class_names), tiny_task, run)
+        fit(build_classifier(run, tiny_task), tiny_task, run)
 
 
 def test_no_tracker_is_the_default(tiny_timm, tiny_task, tmp_path):
     run = config(tiny_timm, tmp_path, [])
-    fit(build_classifier(run, tiny_task.class_names), tiny_task, run)
+    fit(build_classifier(run, tiny_task), tiny_task, run)
     assert not (tmp_path / "run" / "logs").exists()

@@ -1,5 +1,5 @@
-"""Runs as one HTML file that needs no network: numbers, curves over each other, mappings, pictures, settings."""
+"""One run, or several compared, as one HTML file that needs no network."""
 
-from .build import write_page
+from .write import write_page
 
 __all__ = ["write_page"]

@@ -1,20 +1,44 @@
-"""Curves as inline SVG, coloured by the page's style sheet."""
+"""Geometry of the page's curves; the template draws them, and the style sheet colours them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
+from typing import NamedTuple
 
 WIDTH, HEIGHT = 420, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 40
-COLOURS = 8  # of the style sheet; beyond them lines are dashed
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 40  # margins
+COLOURS = 8  # of the style sheet; further lines are dashed
+_MOST_DOTS = 30
 
 Points = Sequence[tuple[float, float]]
 
 
-def curves_svg(title: str, series: Sequence[tuple[str, Points]], share: bool) -> str:
-    """Return a chart with a line for each (name, [(epoch, value), ...]); ``share`` writes values as per cent."""
+class Line(NamedTuple):
+    """One curve: its name, its classes in the style sheet, and its points; ``dots`` holds those drawn as circles."""
+
+    name: str
+    look: str
+    points: list[tuple[float, float]]
+    dots: list[tuple[float, float]]
+
+
+class Chart(NamedTuple):
+    """A chart ``WIDTH`` x ``HEIGHT``: its curves, and the ticks of both axes, each a place and a text."""
+
+    title: str
+    lines: list[Line]
+    y_ticks: list[tuple[float, str]]
+    x_ticks: list[tuple[float, str]]
+
+
+def look(index: int) -> str:
+    """Return the classes in the style sheet of the curve with an index."""
+    return f"c{index % COLOURS}" + (" dashed" if index // COLOURS % 2 else "")
+
+
+def chart(title: str, series: Sequence[tuple[str, Points]], share: bool) -> Chart:
+    """Return a chart with a curve for each (name, [(epoch, value), ...]); ``share`` writes values in %."""
     epochs = [x for _, points in series for x, _ in points]
     values = [y for _, points in series for _, y in points]
     ticks = nice_ticks(min(values) if share else min(0, *values), max(values))
@@ -22,37 +46,25 @@ def curves_svg(title: str, series: Sequence[tuple[str, Points]], share: bool) ->
     first, last = min(epochs), max(epochs)
 
     def x_of(epoch: float) -> float:
-        inner = WIDTH - _LEFT - _RIGHT
-        return _LEFT + inner * ((epoch - first) / (last - first) if last > first else 0.5)
+        return LEFT + (WIDTH - LEFT - RIGHT) * ((epoch - first) / (last - first) if last > first else 0.5)
 
     def y_of(value: float) -> float:
-        return HEIGHT - _BOTTOM - (HEIGHT - _TOP - _BOTTOM) * (value - low) / (high - low)
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low) / (high - low)
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
-    for tick in ticks:
-        text = f"{100 * tick:.4g} %" if share else f"{tick:.4g}"
-        y = y_of(tick)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="end" x="{_LEFT - 6}" y="{y + 4:.1f}">{text}</text>')
-    for tick in whole_ticks(first, last):
-        parts.append(f'<text class="mid" x="{x_of(tick):.1f}" y="{HEIGHT - _BOTTOM + 17}">{tick}</text>')
-    parts.append(f'<text class="mid" x="{(_LEFT + WIDTH - _RIGHT) / 2}" y="{HEIGHT - 6}">epoch</text>')
+    lines = []
     for index, (name, points) in enumerate(series):
-        look = f"c{index % COLOURS}" + (" dashed" if index // COLOURS % 2 else "")
-        path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in points)
-        parts.append(f'<g class="{look}"><title>{escape(name)}</title><polyline points="{path}"/>')
-        if len(points) <= 30:
-            dots = (f'<circle cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="2.6"/>' for x, y in points)
-            parts.extend(dots)
-        parts.append("</g>")
-    return "".join([*parts, "</svg>"])
+        places = [(round(x_of(x), 1), round(y_of(y), 1)) for x, y in points]
+        lines.append(Line(name, look(index), places, places if len(places) <= _MOST_DOTS else []))
+    y_ticks = [(round(y_of(tick), 1), f"{100 * tick:.4g} %" if share else f"{tick:.4g}") for tick in ticks]
+    x_ticks = [(round(x_of(tick), 1), str(tick)) for tick in whole_ticks(first, last)]
+    return Chart(title, lines, y_ticks, x_ticks)
 
 
 def nice_ticks(low: float, high: float, number: int = 5) -> list[float]:
-    """Return about ``number`` round values that enclose low..high, at least two."""
-    if high - low < 1e-9:  # one value, for accuracies and losses
-        room = abs(low) * 0.1 or 0.1
-        low, high = low - room, high + room
+    """Return about ``number`` round values, at least two, from at most ``low`` to at least ``high``."""
+    if high - low < 1e-9:  # equal accuracies or losses
+        margin = abs(low) * 0.1 or 0.1
+        low, high = low - margin, high + margin
     raw = (high - low) / number
     size = 10 ** math.floor(math.log10(raw))
     step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= raw * 0.999)

@@ -1,5 +1,5 @@
 "use strict";
-// A click on a column's name sorts by it, a second one the other way round; what is not known stays last.
+// A click on a column's name sorts by it, a second click reverses the order; unknown values stay last.
 for (const table of document.querySelectorAll("table")) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {

@@ -1,12 +1,12 @@
 """Pictures of prompts, mappings and training: plain data in, a matplotlib ``Figure`` out.
 
-Nothing here touches pyplot or its global state, and matplotlib is imported when the first picture is made.
+They do not use pyplot or its global state. matplotlib is imported when the first picture is made.
 """
 
 from .base import save_figure
+from .counts import plot_confusion, plot_mapping, plot_templates
 from .epochs import plot_curves, plot_moves
 from .pixels import plot_examples, plot_gallery, plot_prompt
-from .tables import plot_confusion, plot_mapping, plot_templates
 
 __all__ = [
     "plot_confusion",

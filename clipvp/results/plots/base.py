@@ -1,7 +1,4 @@
-"""What the pictures share: figures without pyplot, text that any name can be, saving.
-
-No picture is made here, and matplotlib is imported only when one is asked for.
-"""
+"""What the pictures share: figures without pyplot, text with any letters, saving."""
 
 from __future__ import annotations
 
@@ -23,16 +20,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart by every kind of colour vision.
+# The palette of Okabe and Ito, whose colours people with any colour vision can tell apart.
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, YELLOW = "#CC79A7", "#56B4E9", "#F0E442"
 BLANK = "0.92"  # where a picture has nothing to show
 
 Inches = tuple[float, float]  # width and height
 TITLE_SIZE, TEXT_SIZE = 11.0, 9.0
-LARGEST = 22.0  # inches of a figure's cells, in either direction
+LARGEST = 22.0  # inches of all cells of a figure, in either direction
 
-# Fonts with the letters that matplotlib's own lacks; those that are installed are used.
+# Fonts with letters that matplotlib's own font lacks; those that are installed are used.
 _MORE_FONTS = """
 Noto Sans CJK SC, Noto Sans CJK JP, Noto Sans CJK KR, Noto Sans SC, Noto Sans JP, Noto Sans KR, Source
 Han Sans SC, WenQuanYi Zen Hei, WenQuanYi Micro Hei, Droid Sans Fallback, IPAexGothic, Microsoft YaHei,
@@ -43,7 +40,7 @@ Sans Arabic, Noto Sans Hebrew, FreeSans, Unifont
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of so many inches that keeps its labels inside.
+    """Return an empty figure, in inches, whose layout keeps all labels inside.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -57,13 +54,13 @@ def new_figure(width: float, height: float) -> Figure:
 
 @dataclass
 class Sheet:
-    """Axes to draw into, and how large one cell of the content is there.
+    """Axes to draw into, and the size of one cell of the picture in them.
 
     Args:
         ax: The axes.
-        own: Whether the figure was made for this picture, so that its title may span all of it.
-        cell: Width and height of a cell in inches, about.
-        columns: How many cells lie side by side.
+        own: Whether the figure was made for this picture, so that the title may span the figure.
+        cell: Approximate width and height of a cell in inches.
+        columns: Number of columns.
     """
 
     ax: Axes
@@ -73,18 +70,18 @@ class Sheet:
 
     @classmethod
     def of(cls, ax: Axes | None, columns: int, rows: int, cell: Inches, margins: Inches) -> Sheet:
-        """Return the given axes, or those of a new figure that grows with its content up to a bound.
+        """Return a sheet for the given axes, or for those of a new figure, whose size follows the number of cells.
 
         Args:
-            ax: Axes to draw into; those of a new figure when empty.
-            columns: How many cells lie side by side.
-            rows: How many cells lie below each other.
-            cell: Width and height of a cell in a new figure.
-            margins: Width and height of all that stands around the cells.
+            ax: Axes to draw into; those of a new figure when None.
+            columns: Number of columns.
+            rows: Number of rows.
+            cell: Width and height of a cell in a new figure; smaller where the figure would be too large.
+            margins: Width and height of everything around the cells.
         """
         if ax is not None:
             box = ax.get_window_extent().transformed(ax.figure.dpi_scale_trans.inverted())
-            # A layout engine will take more room for names and colour bar than the axes stand off now.
+            # A layout engine will shrink the axes for names and colour bar.
             engine = ax.figure.canvas.figure.get_layout_engine() is not None
             width = max(box.width - 0.6 * margins[0] * engine, 0.2 * box.width)
             height = max(box.height - 0.4 * margins[1] * engine, 0.2 * box.height)
@@ -95,14 +92,14 @@ class Sheet:
 
     @property
     def figure(self) -> Figure:
-        return self.ax.figure.canvas.figure  # the whole figure, also where the axes lie in a sub-figure
+        return self.ax.figure.canvas.figure  # the whole figure, also for axes in a sub-figure
 
     def font_size(self, inches: float | None = None) -> float:
-        """Return the points of text that fits lines of so many inches; a cell's height by default."""
+        """Return the font size, in points, for lines of a height in inches; a cell's height by default."""
         return float(np.clip((inches or self.cell[1]) * 72 * 0.78, 4.0, TEXT_SIZE))
 
     def title(self, text: str, pad: float = 6.0) -> None:
-        """Write the title, broken into lines that fit, over the figure or ``pad`` points above given axes."""
+        """Write the title in lines that fit, above the figure or ``pad`` points above given axes."""
         if self.own:
             title(self.figure, text)
         else:
@@ -111,7 +108,7 @@ class Sheet:
             self.ax.set_title(text, fontsize=TEXT_SIZE, pad=pad, **look)
 
     def foot(self, label: str, text: str) -> None:
-        """Name the x axis, and write some lines under the picture."""
+        """Name the x axis, and write lines of text below the picture."""
         lines, look = writing(text.split("\n"))
         if self.own and text:
             self.ax.set_xlabel(label)
@@ -122,13 +119,13 @@ class Sheet:
 
 
 def title(figure: Figure, text: str) -> None:
-    """Write a title over a whole figure, broken into lines that fit."""
+    """Write a title above a whole figure, in lines that fit."""
     (text,), look = writing([wrap(text, figure.get_figwidth() - 0.3, TITLE_SIZE)])
     figure.suptitle(text, fontsize=TITLE_SIZE, **look)
 
 
 def to_array(values: Any) -> np.ndarray:
-    """Return a tensor (any device, any float type), array or list as an array; never a copy to write to."""
+    """Return a tensor of any device and type, an array or a list as an array, which may share its memory."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         values = values.float() if values.is_floating_point() else values
@@ -146,29 +143,29 @@ def to_picture(image: Any) -> np.ndarray:
 
 
 def shorten(text: str, length: int) -> str:
-    """Return text on one line, at most ``length`` characters, its end an ellipsis where it was cut."""
+    """Return text on one line, at most ``length`` characters; an ellipsis marks a cut."""
     text = " ".join(str(text).split())
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
 def text_width(texts: Iterable[str], size: float) -> float:
-    """Return about how many inches the widest text takes at a size in points."""
+    """Return the approximate width in inches of the widest text at a size in points."""
     units = (sum(1.0 if unicodedata.east_asian_width(letter) in "WF" else 0.6 for letter in t) for t in texts)
     return max(units, default=0.0) * size / 72
 
 
 def wrap(text: str, inches: float, size: float, lines: int | None = None) -> str:
-    """Return text broken into lines of at most so many inches, the last cut short after ``lines``."""
+    """Return text in lines of at most a width in inches; what does not fit into ``lines`` lines is cut."""
     letter = text_width([text], size) / max(len(text), 1) or size / 72
     width = max(4, int(inches / letter))
     return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder="…")) if text else ""
 
 
 def writing(texts: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Return texts that can be drawn as they stand, and the properties to draw them with.
+    """Return texts ready to draw, and the properties to draw them with.
 
-    No mathematics is read into ``$`` or ``_``. Letters that the font lacks are taken from others that are
-    installed, and shown as boxes where there is none.
+    ``$`` and ``_`` are drawn as they are. Letters that the font lacks come from other installed fonts; a letter that
+    none of them has is drawn as a box.
     """
     from matplotlib import font_manager, rcParams
 
@@ -202,28 +199,27 @@ def _letters(path: str) -> frozenset[str]:
 
 
 def name_axis(axis, positions: Sequence[float], names: Sequence[str], size: float, **look) -> None:
-    """Set the ticks of an x or y axis to names, drawn as they are."""
+    """Set the ticks of an x or y axis to names."""
     names, plain = writing(names)
     axis.set_ticks(list(positions), labels=names, fontsize=size, **plain, **look)
 
 
 def finite(value: Any) -> bool:
-    """Return whether a number is there and is one."""
+    """Return whether a value is a finite number; None is not."""
     return value is not None and math.isfinite(value)
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a figure to a file, whole or not at all.
 
-    Figures of this package are known to nobody else: dropping the last reference frees one, nothing
-    needs closing.
+    The figures of this package need no closing: they are freed with their last reference.
 
     Args:
-        figure: Any matplotlib figure; it is left as it is.
-        path: Ends in .png, .pdf or .svg; the folder is made where it is missing.
+        figure: Any matplotlib figure; it is not changed.
+        path: Ends in .png, .pdf or .svg; a missing folder is created.
 
     Returns:
-        The path written.
+        The path.
 
     Raises:
         UserError: Another ending.

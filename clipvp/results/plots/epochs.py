@@ -1,4 +1,4 @@
-"""Pictures over epochs: loss and accuracy, and how the label mapping moved."""
+"""Pictures over epochs: loss and accuracy, and changes of the label mapping."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..tables import EPOCH_COLUMNS, MAPPING_COLUMNS, SCORE_COLUMNS
 from .base import (
     BLUE,
     GREEN,
@@ -30,22 +31,17 @@ if TYPE_CHECKING:
 
     from ...labels.space import LabelSpace
 
-_ACCURACIES = (
-    ("train_acc1", "training", BLUE, "-"),
-    ("val_acc1", "validation", VERMILION, "-"),
-    ("test_acc1", "test", "0.25", ":"),
-)
+_ACCURACIES = (("train_acc1", BLUE, "-"), ("val_acc1", VERMILION, "-"), ("test_acc1", "0.25", ":"))
 
 
 def plot_curves(history: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Figure:
-    """Draw loss and accuracies over epochs, the epochs at which the mapping moved, and the best validation.
+    """Draw loss and accuracies over epochs, the epochs at which the mapping changed, and the best validation.
 
     Args:
-        history: One row an epoch: ``epoch``, and where they are known ``train_loss``, ``train_acc1``,
-            ``val_acc1``, ``test_acc1`` (0..1), ``lr``, and ``mapping_changed``, the classes whose source
-            label changed at the epoch's refresh; at epoch 0 it is the first choice, no change, and not drawn.
-        ax: Axes to draw into, the loss then on an axis of its own at the right; a new figure of two panels
-            when empty.
+        history: One row an epoch: ``epoch``, and if known ``train_loss``, ``train_acc1``, ``val_acc1``, ``test_acc1``
+            (0..1), ``lr``, and ``mapping_changed``, the number of classes whose source label changed at the epoch's
+            refresh. That of epoch 0 is not drawn, since it counts the first labels.
+        ax: Axes to draw into, with the loss on a second axis at the right; a new figure of two panels when None.
 
     Returns:
         The figure.
@@ -58,7 +54,7 @@ def plot_curves(history: Sequence[Mapping[str, Any]], ax: Axes | None = None) ->
         title(figure, f"Training over {len(history)} epoch{'s' if len(history) > 1 else ''}")
     else:
         figure, upper, lower = ax.figure.canvas.figure, ax.twinx(), ax
-        lower.set_zorder(upper.get_zorder() + 1)  # the legend lies over the loss
+        lower.set_zorder(upper.get_zorder() + 1)  # draws the legend above the loss
         lower.patch.set_visible(False)
     _draw_loss(upper, history, alone=ax is None)
     _draw_accuracies(lower, history, extra=[] if ax is None else upper.lines, above=ax is None)
@@ -78,11 +74,11 @@ def _marker(points: Sequence) -> dict[str, Any]:
 
 def _draw_loss(ax: Axes, history, alone: bool) -> None:
     epochs, values = _series(history, "train_loss")
-    colour = BLUE if alone else "0.6"
-    ax.plot(epochs, values, color=colour, label="training loss", **_marker(epochs))
+    colour, name = BLUE if alone else "0.6", EPOCH_COLUMNS["train_loss"]
+    ax.plot(epochs, values, color=colour, label=name, **_marker(epochs))
     known = [row for row in history if row.get("train_loss") is not None]
     lost = [row["epoch"] for row in known if not finite(row["train_loss"])]
-    ax.set_ylabel("training loss" + (f"\nnot finite from epoch {lost[0]}" if lost else ""))
+    ax.set_ylabel(name + (f"\nnot finite from epoch {lost[0]}" if lost else ""))
     if alone:
         ax.grid(color="0.9", linewidth=0.6)
         _legend(ax)
@@ -93,10 +89,11 @@ def _draw_accuracies(ax: Axes, history, extra: Sequence, above: bool) -> None:
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     ax.grid(color="0.9", linewidth=0.6)
-    for key, name, colour, dashes in _ACCURACIES:
+    for key, colour, dashes in _ACCURACIES:
         epochs, values = _series(history, key)
         if epochs:
-            ax.plot(epochs, values, color=colour, linestyle=dashes, label=name, **_marker(epochs))
+            look = {"color": colour, "linestyle": dashes, **_marker(epochs)}
+            ax.plot(epochs, values, label=EPOCH_COLUMNS[key], **look)
     epochs, values = _series(history, "val_acc1")
     if epochs:
         best = int(np.argmax(values))
@@ -115,16 +112,16 @@ def _draw_accuracies(ax: Axes, history, extra: Sequence, above: bool) -> None:
         look = {"color": PURPLE, "linewidth": float(np.clip(240 / len(history), 1.2, 5))}
         tops = [0.02 + 0.12 * number / most for _, number in moved]
         ax.vlines([epoch for epoch, _ in moved], 0, tops, transform=ax.get_xaxis_transform(), **look)
-        extra.append(Line2D([], [], label=f"classes that changed label (tallest: {most:.0f})", **look))
+        extra.append(Line2D([], [], label=f"{EPOCH_COLUMNS['mapping_changed']} (most: {most:.0f})", **look))
     ax.set(ylim=(low, high), xlim=(history[0]["epoch"] - 0.5, history[-1]["epoch"] + 0.5))
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None, symbol=" %"))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    ax.set(xlabel="epoch", ylabel="top-1 accuracy")
+    ax.set(xlabel="epoch", ylabel=f"{SCORE_COLUMNS['acc1']} accuracy")
     _legend(ax, extra, above)
 
 
 def _legend(ax: Axes, extra: Sequence = (), above: bool = True) -> None:
-    """Write the legend above the axes, or inside at the right, between a risen accuracy and a fallen loss."""
+    """Write the legend above the axes, or inside them at the right."""
     handles = [*ax.get_legend_handles_labels()[0], *extra]
     if handles and above:
         ax.legend(
@@ -135,7 +132,7 @@ def _legend(ax: Axes, extra: Sequence = (), above: bool = True) -> None:
 
 
 def _mark_rates(upper: Axes, lower: Axes, history) -> None:
-    """Mark the epochs at which a stepwise learning rate falls; a rate that always changes is left out."""
+    """Mark the epochs at which a stepwise learning rate falls; a rate that changes in most epochs is not marked."""
     epochs, rates = _series(history, "lr")
     falls = [i for i in range(1, len(rates)) if rates[i] != rates[i - 1]]
     if len(falls) > len(rates) / 2:
@@ -159,17 +156,17 @@ def plot_moves(
     ax: Axes | None = None,
     max_classes: int = 40,
 ) -> Figure:
-    """Draw how the mapping moved over epochs: a strip a class that changes colour with its source label.
+    """Draw the source label of each class over epochs: one strip a class, one colour a label.
 
-    Blue is the label that the class has at the end, orange the one it had before that, and so on: a picture
-    that turns blue early has settled early. The label at the end stands at the right.
+    Blue is the final label, orange the one before it, and so on: a mapping that settles early is blue early. The final
+    label is written at the right. Of several labels of a class, the first one is drawn.
 
     Args:
-        history: One row an epoch; those with ``source_index`` (T ints, -1 for none) and ``epoch`` count.
+        history: One row an epoch with ``epoch`` and ``source_index``, T ints, -1 for none; other rows are ignored.
         labels: The S source labels.
         class_names: T strings.
-        ax: Axes to draw into; a new figure when empty.
-        max_classes: Strips at most: those that changed most often, and the title says so.
+        ax: Axes to draw into; a new figure when None.
+        max_classes: Most strips: the classes that changed most often; the title says if classes are left out.
 
     Returns:
         The figure.
@@ -187,7 +184,7 @@ def plot_moves(
     classes, cut = np.arange(len(class_names)), ""
     if len(classes) > max_classes:
         classes = np.argsort(-moves, kind="stable")[:max_classes]
-        cut = f", {max_classes} of {len(class_names)} classes (those that moved most)"
+        cut = f", {max_classes} of {len(class_names)} classes (those that changed most)"
     ends = [labels.names[i] if (i := index[-1, t]) >= 0 else "none" for t in classes]
     names = [shorten(class_names[t], 28) for t in classes]
     ends = [shorten(name, 44 if labels.is_text else 34) for name in ends]
@@ -201,7 +198,7 @@ def plot_moves(
     right = sheet.ax.secondary_yaxis("right")
     name_axis(right, range(len(ends)), ends, size)
     right.tick_params(length=0)
-    sheet.ax.set(xlabel="epoch", ylabel="target class")
+    sheet.ax.set(xlabel="epoch", ylabel=MAPPING_COLUMNS["class"])
     settled = int((moves == 0).sum())
     text = f"{settled} of {len(class_names)} never changed; final label at right"
     sheet.title(f"Source label of each class{cut}: {text}", pad=36)
@@ -213,7 +210,7 @@ _STRIPS += ((SKY, "4 before"), (YELLOW, "5 before"), ("0.7", "earlier"))
 
 
 def _recency(index: np.ndarray) -> np.ndarray:
-    """Return, for labels (E, T), how many labels of the class ended after this one; -1 for no label."""
+    """Return, for labels (E, T), how many other labels the class had later; 0 for the final label, -1 for none."""
     ranks = np.full(index.shape, -1)
     for column in range(index.shape[1]):
         order = list(dict.fromkeys(index[::-1, column].tolist()))

@@ -1,8 +1,8 @@
-"""The parts of a labelled heat map: axes of the right size, cells with names, numbers, outlines."""
+"""Parts of a labelled heat map: axes of the right size, cells with names, numbers and outlines."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -18,16 +18,16 @@ def sheet_for(
     both: bool = False,
     lines: int = 4,
 ) -> Sheet:
-    """Return axes with room for the cells and for what stands around them.
+    """Return a sheet for the cells and their names.
 
     Args:
-        ax: Axes to draw into; those of a new figure when empty.
-        rows: Names at the left.
-        columns: Names at the bottom, and at the top where ``both``.
+        ax: Axes to draw into; those of a new figure when None.
+        rows: Names of the rows, at the left.
+        columns: Names of the columns, at the bottom and, with ``both``, at the top.
         cell: Width and height of a cell in inches, in a new figure.
-        size: Rows and columns, where they have no names.
+        size: Number of rows and of columns, if they have no names.
         both: Whether the columns are named at the top too.
-        lines: Lines of text under the picture.
+        lines: Lines of text below the picture.
     """
     names = text_width(columns, TEXT_SIZE) * (1.7 if both else 0.85)
     margins = (text_width(rows, TEXT_SIZE) + 1.5, names + 0.7 + 0.15 * lines)
@@ -43,7 +43,7 @@ def draw_heat(
     aspect: str = "auto",
     both: bool = False,
 ) -> None:
-    """Draw shares (R, C), on a square-root scale so that rare cells show, with names and a colour bar."""
+    """Draw shares (R, C) with names and a colour bar; the square-root scale makes small shares visible."""
     from matplotlib.colors import PowerNorm
 
     ax = sheet.ax
@@ -72,12 +72,12 @@ def draw_heat(
 
 
 def cell_texts(counts: np.ndarray) -> list[list[str]]:
-    """Return counts (R, C) as text, nothing for a zero."""
+    """Return counts (R, C) as texts, empty for 0."""
     return [[f"{number}" if number else "" for number in row] for row in counts.tolist()]
 
 
 def draw_numbers(sheet: Sheet, texts: list[list[str]]) -> bool:
-    """Write texts (R, C) into the cells where a person can read them there, and return whether so."""
+    """Write texts (R, C) into the cells if they are large enough, and return whether they are."""
     longest = max((len(text) for row in texts for text in row), default=0)
     size = min(8.0, sheet.cell[1] * 72 * 0.62, sheet.cell[0] * 72 * 0.92 / (0.62 * max(longest, 1)))
     if size < 5 or len(texts[0]) > 16:
@@ -91,11 +91,11 @@ def draw_numbers(sheet: Sheet, texts: list[list[str]]) -> bool:
     return True
 
 
-def draw_outlines(sheet: Sheet, cells: Sequence[tuple[int, int]]) -> None:
-    """Outline cells, each given as (row, column)."""
+def draw_outlines(sheet: Sheet, cells: Iterable[tuple[int, int]], strength: float = 1.0) -> None:
+    """Outline cells, each given as (row, column); ``strength`` is a factor of the line's width."""
     from matplotlib.patches import Rectangle
 
-    width = float(np.clip(min(sheet.cell) * 8, 0.8, 1.8))
+    width = strength * float(np.clip(min(sheet.cell) * 8, 0.8, 1.8))
     look = {"fill": False, "edgecolor": VERMILION, "linewidth": width, "zorder": 3, "clip_on": False}
     for row, column in cells:
         sheet.ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **look))

@@ -1,13 +1,13 @@
-"""Pictures made of pixels: the prompt, prompted images, and a card for each class."""
+"""Pictures made of pixels: the prompt, prompted images, and an example of each class."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..tables import CAPTIONS, mapping_text
 from .base import BLANK, VERMILION, new_figure, shorten, title, to_array, to_picture, wrap, writing
 
 if TYPE_CHECKING:
@@ -19,70 +19,68 @@ if TYPE_CHECKING:
 def plot_prompt(prompt: VisualPrompt) -> Figure:
     """Draw a prompt as a picture, and how far each pixel has moved from its start.
 
-    A prompt that fills its pixels (padding) is shown as it is. One that adds to an image is shown around
-    mid grey, on a scale that the panel states. Where the prompt does not act, both panels are blank.
+    A prompt that takes the place of pixels (padding) is shown as it is. One that is added to an image is shown around
+    mid grey, on a scale that the panel states. Both panels are blank where the prompt does not act.
 
     Args:
-        prompt: Any visual prompt; it is left as it is.
+        prompt: Any visual prompt; it is not changed.
 
     Returns:
-        A figure of two panels: the prompt, and the mean over channels of its absolute change.
+        A figure of two panels: the prompt, and the mean over channels of its absolute change. For a prompt that no
+        picture shows, a note.
     """
-    learned = to_array(prompt.learned()).astype(np.float64)
-    mask = np.broadcast_to(to_array(prompt.mask) > 0, learned.shape).any(0)
-    start = _at_start(prompt)
+    height, width = prompt.canvas
+    text = (
+        f"{prompt.kind} prompt on a canvas of {height} x {width}, {prompt.num_trainable():,} trained values"
+    )
+    found = prompt.learned()
+    if found is None:
+        figure = new_figure(9.0, 2.0)
+        figure.text(0.5, 0.4, "no picture shows this prompt", ha="center", va="center", color="0.35")
+        title(figure, text)
+        return figure
+    learned, start = (to_array(pixels).astype(np.float64) for pixels in (found.pixels, found.start))
+    mask, acts = to_array(found.mask), bool(found.mask.any())
     bad = int((~np.isfinite(learned)).sum())
     learned = np.where(np.isfinite(learned), learned, start)
     change = np.ma.masked_array(np.abs(learned - start).mean(0), ~mask)
 
-    height, width = mask.shape
     figure = new_figure(9.0, float(np.clip(4.1 * height / width, 2.0, 9.0)) + 0.85)
     left, right = figure.subplots(1, 2)
-
-    if mask.any() and not start.any():
+    if acts and found.added:
         scale = float(np.quantile(np.abs(learned[:, mask]), 0.995)) or 1.0
         shown = 0.5 + learned / (2 * scale)
         left.set_title(f"added to the image\nmid grey 0, black −{scale:.3g}, white +{scale:.3g}", fontsize=10)
     else:
         shown = learned
-        left.set_title("prompt\npixels from 0 to 1" if mask.any() else "nothing is added\n", fontsize=10)
+        left.set_title("prompt\npixels from 0 to 1" if acts else "the prompt acts on no pixel\n", fontsize=10)
     alpha = mask[..., None].astype(np.float64)
     left.imshow(np.concatenate([to_picture(shown), alpha], axis=2))
 
-    largest = float(change.max()) if mask.any() else 0.0
+    largest = float(change.max()) if acts else 0.0
     heat = right.imshow(change, cmap="viridis", vmin=0, vmax=largest or 1.0)
     right.set_title("change since the start\nmean over channels, in pixel values", fontsize=10)
-    if mask.any():
+    if acts:
         figure.colorbar(heat, ax=right, shrink=0.85)
     for ax in (left, right):
         ax.set(facecolor=BLANK, xticks=[], yticks=[])
         ax.grid(False)
         if not mask.all():
-            ax.set_xlabel("light grey: the image, untouched", fontsize=9)
-    kind = f"{prompt.kind} prompt" if mask.any() else "no prompt"
-    text = f"{kind} on a canvas of {height} x {width}, {prompt.num_trainable():,} trained values"
+            ax.set_xlabel("light grey: the image, unchanged", fontsize=9)
     title(figure, text + (f"; {bad:,} VALUES ARE NOT FINITE" if bad else ""))
     return figure
-
-
-def _at_start(prompt: VisualPrompt) -> np.ndarray:
-    """Return what the prompt held before training, (3, H, W): every trained tensor starts at 0."""
-    fresh = copy.deepcopy(prompt).requires_grad_(False)
-    for parameter in fresh.parameters():
-        parameter.zero_()
-    return to_array(fresh.learned()).astype(np.float64)
 
 
 def plot_examples(
     images: Any, prompted: Any, titles: Sequence[str] | None = None, max_images: int = 8
 ) -> Figure:
-    """Draw images above what the source model sees of them.
+    """Draw images, and below each one what the source model sees.
 
     Args:
         images: (N, 3, h, w) in [0, 1].
         prompted: (N, 3, H, W), clamped to [0, 1] for display.
-        titles: N strings to stand above the images.
-        max_images: Columns at most; the title says when some are left out.
+        titles: N strings, written above the images.
+        max_images: Most columns; the title says if images are left out.
 
     Returns:
         A figure of two rows and at most ``max_images`` columns.
@@ -92,7 +90,7 @@ def plot_examples(
         lengths = (
             f"{total} images, {len(prompted)} prompted, {'no' if titles is None else len(titles)} titles"
         )
-        raise ValueError(f"images, prompted and titles go together and are not empty, got {lengths}")
+        raise ValueError(f"images, prompted and titles must have one length above 0, got {lengths}")
     number = min(total, max_images)
     figure = new_figure(max(4.0, 1.6 * number + 0.4), 3.7 if titles is None else 4.2)
     axes = figure.subplots(2, number, squeeze=False)
@@ -113,7 +111,7 @@ def plot_examples(
     sizes = [" x ".join(map(str, batch[0].shape[-2:])) for batch in (images, prompted)]
     axes[0, 0].set_ylabel(f"image\n{sizes[0]}", fontsize=9)
     axes[1, 0].set_ylabel(f"prompted\n{sizes[1]}", fontsize=9)
-    text = "Images and what the source model sees"
+    text = CAPTIONS["examples"]
     text += f", the first {number} of {total}" if number < total else ""
     title(figure, text + (" (clamped to 0..1)" if outside else ""))
     return figure
@@ -125,22 +123,22 @@ def plot_gallery(
     label_examples: Sequence[Any] | None = None,
     max_classes: int = 24,
 ) -> Figure:
-    """Draw a card for each class: an image of it beside the source label that it takes.
+    """Draw an image of each class beside the source labels that the class takes.
 
     Args:
-        rows: As ``LabelMapping.describe`` returns them: class, label, count and share of each class.
+        rows: As ``mapping_rows`` returns them: class, label, count and share of each class.
         examples: For each row an image (3, h, w) in [0, 1] of the class, or None.
         label_examples: For each row an image of the source label, or None.
-        max_classes: Cards at most; the title says when some are left out.
+        max_classes: Most classes; the title says if classes are left out.
 
     Returns:
-        A figure with one axes a card.
+        A figure with one axes a class.
     """
     total = len(rows)
     for what, pictures in (("examples", examples), ("label_examples", label_examples)):
         if pictures is not None and len(pictures) != total:
             raise ValueError(
-                f"{total} rows and {len(pictures)} {what}; one for each row, None where there is none"
+                f"{total} rows and {len(pictures)} {what}; give one for each row, None without an image"
             )
     if not total:
         raise ValueError("rows are empty")
@@ -154,17 +152,17 @@ def plot_gallery(
         ax.set_axis_off()
     for ax, row, position in zip(axes.flat, rows, range(number), strict=False):
         ax.set(xlim=(0, width / height), ylim=(0, 1), aspect="equal")
-        _place(ax, examples[position], 0.0)
+        _draw_image(ax, examples[position], 0.0)
         if label_examples is not None:
-            _place(ax, label_examples[position], 1.0 + 0.1 / height)
-        _write_card(ax, row, pictures * (1 + 0.1 / height), 2.0)
+            _draw_image(ax, label_examples[position], 1.0 + 0.1 / height)
+        _write_row(ax, row, pictures * (1 + 0.1 / height), 2.0)
     cut = f", the first {number} of {total}" if number < total else ""
-    title(figure, f"Classes and the source labels they take{cut}")
+    title(figure, f"{CAPTIONS['gallery']}{cut}")
     return figure
 
 
-def _place(ax, image: Any, left: float) -> None:
-    """Draw an image into the unit square that starts at ``left``, its aspect kept."""
+def _draw_image(ax, image: Any, left: float) -> None:
+    """Draw an image into the unit square that starts at ``left``, without changing its aspect."""
     from matplotlib.patches import Rectangle
 
     if image is None:
@@ -177,14 +175,14 @@ def _place(ax, image: Any, left: float) -> None:
     ax.set(xlim=limits[0], ylim=limits[1])
 
 
-def _write_card(ax, row: Mapping[str, Any], left: float, inches: float) -> None:
-    """Write class, source label, count and share, from the top down."""
-    label = "no source label yet" if row["label"] is None else f"→ {shorten(row['label'], 90)}"
+def _write_row(ax, row: Mapping[str, Any], left: float, inches: float) -> None:
+    """Write the class, its source labels, and the count and share of the first one, from top to bottom."""
+    label = "no source label" if row["label"] is None else f"→ {shorten(mapping_text(row, 'label'), 90)}"
     if row.get("count") is None:
         numbers = "not counted"
     else:
         share = "" if row.get("share") is None else f", {row['share']:.0%} of the class"
-        numbers = f"{row['count']:,} images{share}"
+        numbers = f"when chosen: {row['count']:,} images{share}"
     (name, label), look = writing(
         [wrap(shorten(row["class"], 48), inches, 10.5, 2), wrap(label, inches, 8.5, 3)]
     )

@@ -1,4 +1,4 @@
-"""What a page knows of runs: the files in their folders, and names that tell them apart."""
+"""Read runs for the page: the files in their folders, and a name for each that differs from the others."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 from ...config.values import differences
 from ...registry import UserError
 from ..folder import METRICS, PLOTS, read_results
+from ..tables import CAPTIONS
 
-_FIRST = ("prompt", "examples", "gallery", "mapping", "templates", "confusion", "moves")
-_DRAWN = "curves"  # which the page draws itself
+_CURVES = "curves"  # a picture that is left out, since the page draws curves
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Run:
     """A finished run.
 
     Args:
-        name: Tells it from the others on the page.
+        name: Differs from those of the other runs on the page.
         results: The content of results.json.
-        history: One row an epoch; none for a run without epochs of its own.
+        history: One row an epoch; empty for a run without epochs.
         pictures: The files of its plots.
     """
 
@@ -58,9 +58,9 @@ def _read(folder: Path, name: str) -> Run:
             history = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
         except ValueError as error:
             raise UserError(f"{str(metrics)!r} is damaged: {error}") from error
-    found = {path.stem: path for path in sorted((folder / PLOTS).glob("*.png")) if path.stem != _DRAWN}
-    order = [stem for stem in _FIRST if stem in found] + [stem for stem in found if stem not in _FIRST]
-    return Run(name, results, history, [found[stem] for stem in order])
+    found = {path.stem: path for path in sorted((folder / PLOTS).glob("*.png")) if path.stem != _CURVES}
+    order = [name for name in CAPTIONS if name in found] + [name for name in found if name not in CAPTIONS]
+    return Run(name, results, history, [found[name] for name in order])
 
 
 def differing(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:

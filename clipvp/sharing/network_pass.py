@@ -1,4 +1,7 @@
-"""One pass of maps in two parts through a network: when they stay in two parts, and what is remembered."""
+"""One pass through a network on maps in two parts, and the results on shared maps that are kept between passes.
+
+This module is independent of ``Pair`` and of the rules, which it is given as a table.
+"""
 
 from __future__ import annotations
 
@@ -9,72 +12,66 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from .pair import Axes, Pair
 from .window import Box, area
 
 
-class Run:
-    """What the pairs of one pass have in common.
+class NetworkPass:
+    """The settings and the state that all pairs of one pass have in common.
 
     Args:
         rules: Operator to rule, see ``rules.py``.
         limit: See ``PairNetwork``.
-        tape: What is known of the shared maps from earlier passes; None: every pass works on them anew.
-        differentiable: Whether gradients are to reach the parts.
+        cache: The results on shared maps from earlier passes; None to compute them in every pass.
+        differentiable: Whether the two parts get gradients.
 
     Attributes:
-        reason: Why the pass was given up, if it was.
+        reason: Why the pass was given up; None if it was not.
     """
 
     def __init__(
-        self, rules: dict[Callable, Callable], limit: float, tape: Tape | None, differentiable: bool
+        self, rules: dict[Callable, Callable], limit: float, cache: ResultCache | None, differentiable: bool
     ):
         self.rules = rules
         self.limit = limit
-        self.tape = tape
+        self.cache = cache
         self.differentiable = differentiable
         self.reason: str | None = None
 
-    def pair(self, shared: Tensor, region: Tensor, box: Box, axes: Axes = (2, 3)) -> Tensor:
-        """Return the two parts as a pair, or put together where the box fills the map."""
-        pair = Pair(self, shared, region, box, axes)
-        return pair.whole if self.fills(box, pair.canvas, region.shape[0]) else pair
-
-    def fills(self, box: Box, canvas: tuple[int, int], batch: int) -> bool:
-        """Whether a box takes up so much of a map that a pair no longer pays."""
+    def is_too_large(self, box: Box, canvas: tuple[int, int], batch: int) -> bool:
+        """Return whether a box is so large that two parts save no time."""
         share = area(box) / (canvas[0] * canvas[1])
-        images_on_shared = 0 if self.tape else 1
+        images_on_shared = 0 if self.cache else 1
         return share == 1 or images_on_shared + share * batch > self.limit * batch
 
     def apply_rule(self, operator: Callable, args: tuple, kwargs: dict) -> Any:
-        """Return what the operator's rule returns; ``NotImplemented`` where there is none."""
+        """Return the result of the operator's rule; ``NotImplemented`` if there is no rule for this call."""
         rule = self.rules.get(operator)
         if rule is None:
             return NotImplemented
         try:
-            return rule(self, operator, *args, **kwargs)
+            return rule(operator, *args, **kwargs)
         except TypeError:
-            # Operators take their arguments in more ways than rules do.
-            if _takes(rule, self, operator, *args, **kwargs):
+            # Operators accept more combinations of arguments than rules do.
+            if _accepts(rule, operator, *args, **kwargs):
                 raise
             return NotImplemented
 
     def on_shared(self, operator: Callable, *args: Any, **kwargs: Any) -> Any:
-        """Return ``operator(*args, **kwargs)``, on shared maps, from the tape where it is there."""
-        return self.tape.play(operator, args, kwargs) if self.tape else operator(*args, **kwargs)
+        """Return ``operator(*args, **kwargs)`` on shared maps, from the cache if it is there."""
+        return self.cache.call(operator, args, kwargs) if self.cache else operator(*args, **kwargs)
 
     def give_up(self, reason: str) -> NoReturn:
-        """End the pass: in this network pairs cannot stand for whole maps."""
+        """End the pass: the network does something that is not exact on two parts."""
         self.reason = reason
         raise RuntimeError(reason)
 
 
-class Tape:
-    """The operators on shared maps, in the order of a pass, and what they returned.
+class ResultCache:
+    """The operators called on shared maps, in the order of a pass, and their results.
 
-    A result serves again only where the operator and all its arguments are the very same, tensors by
-    identity. So a tape may be of no use, as with weights that are made anew in every pass, but it is never
-    wrong.
+    A result is reused only if the operator and all its arguments are the same; tensors must be the same objects.
+    So the cache may save nothing, as with weights that are computed anew in every pass, but it never returns a
+    wrong result.
     """
 
     def __init__(self):
@@ -82,8 +79,8 @@ class Tape:
         self._position = 0
         self._autocast: torch.dtype | None = None
 
-    def rewind(self, device_type: str) -> None:
-        """Begin a pass; under another autocast than the last one's, with nothing on the tape."""
+    def start_pass(self, device_type: str) -> None:
+        """Start at the first operator again; forget all results if the autocast dtype changed."""
         autocast = None
         if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
             autocast = torch.get_autocast_dtype(device_type)
@@ -91,8 +88,8 @@ class Tape:
             self._entries.clear()
         self._position, self._autocast = 0, autocast
 
-    def play(self, operator: Callable, args: tuple, kwargs: dict) -> Any:
-        """Return what the operator returned in the last pass, or else what it returns now."""
+    def call(self, operator: Callable, args: tuple, kwargs: dict) -> Any:
+        """Return the operator's result from the last pass if the call is the same, else compute it."""
         call = (operator, args, kwargs)
         if self._position == len(self._entries) or not _same(call, self._entries[self._position][0]):
             with torch.no_grad():
@@ -102,7 +99,8 @@ class Tape:
         return self._entries[self._position - 1][1]
 
 
-def _takes(function: Callable, *args: Any, **kwargs: Any) -> bool:
+def _accepts(function: Callable, *args: Any, **kwargs: Any) -> bool:
+    """Return whether a function can be called with these arguments."""
     try:
         inspect.signature(function).bind(*args, **kwargs)
     except TypeError:
@@ -111,6 +109,7 @@ def _takes(function: Callable, *args: Any, **kwargs: Any) -> bool:
 
 
 def _same(one: Any, other: Any) -> bool:
+    """Return whether two arguments are the same: tensors by identity, numbers and the like by type and value."""
     if isinstance(one, Tensor) or isinstance(other, Tensor):
         return one is other
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):

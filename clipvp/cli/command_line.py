@@ -1,0 +1,53 @@
+"""What every command does: read its config, and end with an error that a person can act on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from functools import wraps
+from typing import NoReturn
+
+from ..config import parse as config_parse
+from ..registry import UserError
+from ..training.interrupt import EXIT_CODE, Interrupted
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn an error that is not the program's into one line on the main process.
+
+    Exit code 2 for a ``UserError``, 75 for a stop on request, 1 for an error of the system.
+    """
+    try:
+        yield
+    except UserError as error:
+        fail(str(error))
+    except Interrupted as stopped:
+        _leave_group()
+        fail(str(stopped), EXIT_CODE)
+    except OSError as error:  # a full disk, a folder without the right to write
+        fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), 1)
+    else:
+        _leave_group()
+
+
+def _leave_group() -> None:
+    """Leave the process group, if there is one: a process that ends inside it may crash at its very end."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def fail(message: str, code: int = 2) -> NoReturn:
+    """Print one line and exit."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{'' if code == EXIT_CODE else 'error: '}{' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+@wraps(config_parse.parse)
+def parse(*args, **options):
+    with user_errors():
+        return config_parse.parse(*args, **options)

@@ -1,0 +1,66 @@
+"""Prompts that are added to an image of the canvas's size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..config.schema import PromptConfig
+from ..registry import check_choice
+from .masked import MaskedPrompt
+
+
+@dataclass
+class AdditiveConfig(PromptConfig):
+    """Keys of every additive prompt.
+
+    Args:
+        space: pixel, or normalized: delta is added after the source's normalisation.
+        clip: Clamp prompted pixels to [0, 1].
+    """
+
+    space: str = "pixel"
+    clip: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choice("prompt.space", self.space, ["pixel", "normalized"])
+
+    def settings(self, source) -> dict:
+        """Return the keyword arguments that every additive prompt takes."""
+        scale = list(source.preprocessing.std) if self.space == "normalized" else None
+        return {"scale": scale, "clip": self.clip}
+
+
+class AdditivePrompt(MaskedPrompt):
+    """``pixels = x + delta * scale * mask`` on images of the canvas's size; delta starts at 0.
+
+    Args:
+        canvas: (H, W) in pixels, of the images too.
+        mask: (1, H, W), 1 where the prompt acts.
+        scale: One factor a channel. The source's std puts delta into normalised space, as the paper
+            has it for CLIP; empty means pixel space.
+        clip: Clamp the result to [0, 1].
+
+    Source: ILM-VP (arXiv 2211.11635), section 5, and its reference's additive prompt.
+    """
+
+    added = True
+
+    def __init__(self, canvas, mask: Tensor, scale: Sequence[float] | None, clip: bool, **settings):
+        scale = [float(value) for value in scale] if scale is not None else None
+        super().__init__(canvas, canvas, mask, **settings, scale=scale, clip=clip)
+        self.clip = clip
+        factors = torch.tensor(scale or [1.0, 1.0, 1.0]).view(3, 1, 1)
+        self.register_buffer("weight", factors * self.mask, persistent=False)
+
+    def pixels(self, delta: Tensor) -> Tensor:
+        return delta * self.weight
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.check(images)
+        pixels = images + self.pixels(self.delta)
+        return pixels.clamp(0, 1) if self.clip else pixels

@@ -1,0 +1,48 @@
+"""Prompts with one trained tensor and a mask that says where it acts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .base import Learned, VisualPrompt
+
+# Where the images of a task can be empty, by name: height and width to a mask (h, w), 1 where they are empty.
+EMPTY = {"lower_triangle": lambda height, width: torch.ones(height, width).tril()}
+
+
+class MaskedPrompt(VisualPrompt):
+    """Base of prompts with one trained tensor, ``delta``, and a mask.
+
+    Args:
+        canvas: (H, W) of the prompted pixels.
+        image_size: (h, w) of the images that ``forward`` takes.
+        mask: (1, H, W) or broadcastable to (3, H, W), 1 where delta acts and 0 elsewhere.
+        settings: Further keyword arguments that build this prompt again.
+
+    Attributes:
+        delta: Parameter (3, H, W), 0 at the start.
+        added: Whether the prompt is added to the image; else it takes the place of pixels.
+    """
+
+    added: bool
+
+    def __init__(self, canvas: Sequence[int], image_size: Sequence[int], mask: Tensor, **settings):
+        super().__init__(canvas, image_size, **settings)
+        self.delta = nn.Parameter(torch.zeros(3, *self.canvas))
+        self.register_buffer("mask", mask.to(torch.float32), persistent=False)
+
+    def pixels(self, delta: Tensor) -> Tensor:
+        """Return what a prompt with this delta shows or adds, (3, H, W) in pixel values."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def learned(self) -> Learned:
+        mask = (self.mask > 0).expand_as(self.delta).any(0)
+        start = self.pixels(torch.zeros_like(self.delta))
+        return Learned(self.pixels(self.delta), mask, start, self.added)
+
+    def num_trainable(self) -> int:
+        return int(self.mask.expand_as(self.delta).sum().item())

@@ -1,0 +1,96 @@
+"""The padding prompt: a learned frame around a small image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..config.schema import PromptConfig
+from ..images import Resize
+from ..registry import UserError, check_choice, check_positive
+from .base import Box
+from .masked import EMPTY, MaskedPrompt
+
+
+@dataclass
+class PaddingConfig(PromptConfig):
+    """A learned frame around a small image.
+
+    Args:
+        image_size: Side in pixels of the image inside the canvas; half the canvas when empty.
+    """
+
+    kind: str = "padding"
+    image_size: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_positive("prompt.image_size", self.image_size)
+
+
+class PaddingPrompt(MaskedPrompt):
+    """The image at the centre of the canvas, a learned frame around it.
+
+    ``pixels = pad(x) + sigmoid(delta) * mask``; mask is 1 on the frame and 0 on the image. Left and top
+    padding is ``(canvas - image + 1) // 2``, right and bottom ``(canvas - image) // 2``. Delta starts at
+    0, a frame of 0.5 grey.
+
+    Args:
+        canvas: (H, W) in pixels.
+        image_size: (h, w) in pixels, at most the canvas; images are squashed to it, aspect not kept.
+        empty: A name in ``EMPTY``: where images are empty, and mask is 1 as on the frame.
+
+    Raises:
+        UserError: The image is larger than the canvas, or ``empty`` is not a known name.
+
+    Source: ILM-VP (arXiv 2211.11635), section 3, and its reference's expansive prompt.
+    """
+
+    kind = "padding"
+    added = False
+
+    def __init__(self, canvas: Sequence[int], image_size: Sequence[int], empty: str | None = None):
+        (height, width), (h, w) = canvas, image_size
+        if h > height or w > width:
+            raise UserError(f"prompt.image_size: {h}x{w} is larger than the source's canvas {height}x{width}")
+        if min(h, w) < 1:
+            raise UserError(f"prompt.image_size: {h}x{w} is not a size; give 1 pixel or more")
+        top, left = (height - h + 1) // 2, (width - w + 1) // 2
+        mask = torch.ones(1, height, width)
+        mask[:, top : top + h, left : left + w] = 0
+        super().__init__(canvas, image_size, mask)
+        self.settings["image_size"] = list(self.image_size)
+        self.box: Box = (top, left, top + h, left + w)
+        if empty is not None:
+            self.fill(empty)
+
+    @classmethod
+    def from_config(cls, config: PaddingConfig, source) -> PaddingPrompt:
+        height, width = source.canvas
+        size = config.image_size
+        return cls(source.canvas, (size, size) if size else (height // 2, width // 2))
+
+    def resize(self, source_resize: Resize) -> Resize:
+        return Resize(self.image_size, rule="squash", interpolation="bilinear")
+
+    def fill(self, empty: str) -> None:
+        check_choice("empty", empty, EMPTY)
+        top, left, bottom, right = self.box
+        self.mask[:, top:bottom, left:right] = EMPTY[empty](bottom - top, right - left)
+        self.settings["empty"] = empty
+
+    def pixels(self, delta: Tensor) -> Tensor:
+        return torch.sigmoid(delta) * self.mask
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.check(images)
+        top, left, bottom, right = self.box
+        padded = F.pad(images, (left, self.canvas[1] - right, top, self.canvas[0] - bottom))
+        return padded + self.pixels(self.delta)
+
+    def surroundings(self) -> tuple[Tensor, Box] | None:
+        return None if "empty" in self.settings else (self.pixels(self.delta)[None], self.box)
