@@ -28,7 +28,7 @@ What was tried, beside sharing the border and `mapping.statistics: running`, whi
     frozen batch norms folded into the convolutions before them
         predicted: -20 % for EfficientNet-Lite0, -8 % for ResNet-18
         measured:  -19 to -28 % and -3 to -6 %; dropped, since which convolution comes before a norm is known of some
-                   architectures only, and what stands above gives most of it for any network
+                   architectures only, and the line above gives most of it for any network
     networks compiled (torch.compile) on a CPU
         predicted: -10 %, from fused point-wise operators
         measured:  ViT-B/32 -4 %, EfficientNet-Lite0 2.6 times as slow in its backward pass; off by default
@@ -52,7 +52,7 @@ def main() -> None:
     ]
     config, _ = parse(__doc__, BenchmarkConfig, arguments)
     with user_errors():
-        from benchmark.run import run_benchmark
+        from benchmark.measure_all import run_benchmark
 
         run_benchmark(config)
 

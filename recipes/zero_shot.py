@@ -20,9 +20,9 @@ def main() -> None:
         from accelerate import Accelerator
         from tabulate import tabulate
 
-        from clipvp.cpu import prepare_cpu
         from clipvp import load_task
         from clipvp.build import source_from_config, text_label_space
+        from clipvp.cpu import prepare_cpu
         from clipvp.data.batches import Batches
         from clipvp.files import write_json
         from clipvp.mappings.frequency import FrequencyMapping
@@ -91,7 +91,10 @@ def main() -> None:
             mapping.to(accelerator.device)
             run.fit_mapping(mapping)
             scores = {split: run.mapped(split, mapping) for split in singles}
-            results[name] = {**scores, "table": mapping_rows(mapping.links(), source.labels.names, task.class_names)}
+            results[name] = {
+                **scores,
+                "table": mapping_rows(mapping.links(), source.labels.names, task.class_names),
+            }
             table.append([name, *map(percent, scores.values())])
         results["config"] = to_dict(config)
         path = Path(config.output) / "zero_shot.json"

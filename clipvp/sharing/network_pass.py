@@ -70,7 +70,7 @@ class ResultCache:
     """The operators called on shared maps, in the order of a pass, and their results.
 
     A result is reused only if the operator and all its arguments are the same; tensors must be the same objects.
-    So the cache may save nothing, as with weights that are computed anew in every pass, but it never returns a
+    So the cache may save nothing, as with weights that are computed in every pass, but it never returns a
     wrong result.
     """
 

@@ -131,24 +131,21 @@ def _explain(
     if damage or (damage := next((cause for cause in chain if "PytorchStreamReader" in str(cause)), None)):
         command = f" with `hf download {repositories[0]} --force-download`" if repositories else ""
         return f"a weight file is damaged ({_first_line(damage)}); download it again{command}"
-    offline = find(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError)
-    if (
-        why_offline
-        and repositories
-        and (offline or re.search("cached files|does not appear to have", str(error)))
-    ):
+    unavailable = find(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError)
+    missing = unavailable or re.search("cached files|does not appear to have", str(error))
+    if why_offline and repositories and missing:
         option = f" --revision {revision}" if revision else ""
         commands = " and ".join(f"`hf download {repository}{option}`" for repository in repositories)
         return (
             f"not in the local hub cache, and {why_offline}; download it where there is a network ({commands}), "
             "or give a local folder"
         )
-    if missing := find(errors.EntryNotFoundError):
-        file = re.search(r"/resolve/[^/]+/(\S+?)\.?$", str(missing), re.MULTILINE)
-        return f"the repository {where} has no file {file[1] if file else _first_line(missing)!r}"
+    if no_entry := find(errors.EntryNotFoundError):
+        file = re.search(r"/resolve/[^/]+/(\S+?)\.?$", str(no_entry), re.MULTILINE)
+        return f"the repository {where} has no file {file[1] if file else _first_line(no_entry)!r}"
     if refused := find(errors.HfHubHTTPError):
         return f"the hub refused the request: {_first_line(refused)}"
-    if broken := next((cause for cause in chain if _is_transport(cause)), offline):
+    if broken := next((cause for cause in chain if _is_transport(cause)), unavailable):
         return f"the download was interrupted ({_first_line(broken)}); start again to continue it"
     if isinstance(error, ImportError):
         return f"it needs a package that is not installed: {_first_line(error).partition('. ')[0]}"
@@ -169,7 +166,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def fetch_open_clip(repository: str, revision: str | None) -> str:
-    """Download an open_clip model from the hub: its config, its tokenizer and one file of weights; return the folder."""
+    """Download config, tokenizer and one weight file of an open_clip model from the hub; return the local folder."""
     from huggingface_hub import errors, hf_hub_download, snapshot_download
     from tqdm import tqdm
 
@@ -206,11 +203,8 @@ def quiet_transformers() -> Iterator[None]:
     from transformers.utils import logging as transformers_logging
 
     logger = transformers_logging.get_logger("transformers")
-    level, bars, hub_bars = (
-        logger.level,
-        transformers_logging.is_progress_bar_enabled(),
-        dict(progress_bar_states),
-    )
+    level, hub_bars = logger.level, dict(progress_bar_states)
+    bars = transformers_logging.is_progress_bar_enabled()
     logger.setLevel(logging.ERROR)
     _without_warnings(transformers_logging.disable_progress_bar)
     try:

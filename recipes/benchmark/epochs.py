@@ -8,16 +8,17 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from textbook import TextbookEpoch
 from torch import Tensor
 
 from clipvp.data.batches import Batches, epoch_order
 from clipvp.data.sets import ImageTensors
+from clipvp.mappings.statistic import Counts
 from clipvp.training.checkpoint import Checkpoints
 
 from .measure import Phases, alternate, now
 from .setting import Setting
 from .steps import Bare
-from .textbook import TextbookEpoch
 
 PHASES = ("counting", "training", "scoring", "waiting for data", "mapping", "everything else")
 _FLOOR_BATCHES = 2
@@ -36,7 +37,7 @@ class _ClockedBatches(Batches):
 
 
 class OurEpoch:
-    """What ``clipvp.fit`` does in an epoch, one a call, with the test set in the place of the validation set.
+    """What ``clipvp.fit`` does in an epoch, one a call, with the test set instead of the validation set.
 
     Args:
         setting: What is measured.
@@ -44,7 +45,7 @@ class OurEpoch:
         statistics: exact or running.
 
     Attributes:
-        counts: int64 (S, T) of the last epoch.
+        counts: Of the last epoch.
         phases: Seconds by phase.
     """
 
@@ -56,9 +57,9 @@ class OurEpoch:
         self.checkpoints = Checkpoints(setting.folder / statistics, keep=2)
         fit = classifier.mapping.fit
 
-        def clocked_fit(counts: Tensor) -> None:
+        def clocked_fit(counts: Counts) -> None:
             with self.phases("mapping"):
-                self.counts = counts.cpu()
+                self.counts = counts
                 fit(counts)
 
         classifier.mapping.fit = clocked_fit
@@ -132,7 +133,8 @@ class SideBySide:
         self.textbook.epoch(self.order)
 
     def compare(self) -> None:
-        self.different.append(int((self.exact.counts - self.textbook.counts).abs().sum()) // 2)
+        counts = self.exact.counts.rows(torch.arange(len(self.textbook.counts)))
+        self.different.append(int((counts - self.textbook.counts).abs().sum()) // 2)
         ours, theirs = self.exact.delta.detach(), self.textbook.delta.detach()
         moved = (theirs - self.start).abs().mean()
         self.apart.append(float((ours - theirs).abs().mean() / moved))
@@ -146,7 +148,8 @@ def measure_epoch(setting: Setting) -> dict[str, Any]:
     exact, running = (OurEpoch(setting, tensors, statistics) for statistics in ("exact", "running"))
     prompt, lr = exact.trainer.classifier.prompt, exact.trainer.config.optim.lr
     how = (config.batch_size, config.precision, config.workers, lr)
-    textbook = TextbookEpoch(setting.load_source("fp32"), task, prompt, resize, *how)
+    phases = Phases(setting.device)
+    textbook = TextbookEpoch(setting.load_source("fp32"), task, prompt, resize, *how, phases)
     both, floor = SideBySide(exact, textbook), Floor(setting, len(task.train), len(task.test))
     floor.run()
     floor.laps.clear()
@@ -195,7 +198,7 @@ def measure_epoch(setting: Setting) -> dict[str, Any]:
             "running_over_floor": total["running"] / total["floor"],
             "images_counted_differently": both.different,
             "prompts_apart": both.apart,
-            "labels_seen": int((exact.counts.sum(1) > 0).sum()),
+            "labels_seen": int((exact.counts.by_label() > 0).sum()),
             "spread": {name: times.spread("textbook", name) for name in ("exact", "running")},
         },
     }

@@ -26,7 +26,8 @@ from clipvp.cpu import keep_freed_memory, prepare_cpu
 from clipvp.data.batches import Batches
 from clipvp.data.sets import ImageTensors
 from clipvp.data.task import Task, load_task
-from clipvp.mappings.base import build_mapping
+from clipvp.mappings.frequency import FrequencyMapping
+from clipvp.mappings.statistic import Counts
 from clipvp.model import PromptedClassifier
 from clipvp.progress import Progress
 from clipvp.prompts.base import build_prompt
@@ -39,7 +40,7 @@ from .random_weights import random_source
 
 
 class Setting:
-    """A config brought to life; use it in a ``with``, which removes the files that were made.
+    """The objects that a config describes; used in a ``with``, which removes the files that were made.
 
     Attributes:
         folder: For files, removed at the end.
@@ -48,7 +49,6 @@ class Setting:
     """
 
     def __init__(self, config: BenchmarkConfig):
-        # As loading a source does, but before the first thread that computes.
         prepare_cpu()
         keep_freed_memory(config.keep_memory)
         self.config = config
@@ -76,7 +76,6 @@ class Setting:
         else:
             labels = partial(text_label_space, MappingConfig(), self.class_names)
             source = source_from_config(wanted, labels, self.device)
-        keep_freed_memory(config.keep_memory)  # loading a source keeps it
         return source
 
     @cached_property
@@ -106,10 +105,12 @@ class Setting:
         """
         shares = share_border and self.config.prompt == "padding"
         source = source or (self.source if shares else self.whole_source)
-        prompt = PromptConfig(kind=self.config.prompt, image_size=image_size or self.config.image_size)
-        mapping = build_mapping(MappingConfig(statistics=statistics), source.labels, self.class_names, 0)
-        mapping.fit(torch.zeros(len(source.labels), len(self.class_names), dtype=torch.int64))
-        visual = build_prompt(prompt, source.canvas, source.preprocessing.std)
+        size = {"image_size": image_size or self.config.image_size} if self.config.prompt == "padding" else {}
+        prompt = PromptConfig(kind=self.config.prompt, **size)
+        config = MappingConfig(kind="frequency", statistics=statistics)
+        mapping = FrequencyMapping.from_config(config, source, self.class_names, 0)
+        mapping.fit(Counts(len(source.labels), len(self.class_names)))
+        visual = build_prompt(prompt, source)
         classifier = PromptedClassifier(visual, source, mapping, self.class_names, share_border)
         return classifier.to(self.device)
 

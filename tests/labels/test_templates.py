@@ -1,4 +1,4 @@
-"""Templates and class names become the texts that were meant, in their order, or an error that names the wrong one."""
+"""Templates and class names become texts in the right order, or an error that names the wrong template or class."""
 
 import sys
 
@@ -52,7 +52,7 @@ def test_the_sets_are_the_published_ones():
 
 
 @pytest.mark.parametrize("name", template_sets())
-def test_every_template_of_a_set_has_one_place_and_is_there_once(name):
+def test_every_template_of_a_set_has_one_placeholder_and_no_duplicate(name):
     templates = template_set(name)
     assert all(template.count("{}") == 1 for template in templates)
     assert not any("|" in template or "{a" in template for template in templates)
@@ -79,7 +79,7 @@ def test_alternatives_in_a_set_are_written_out():
     assert {"art of the {}.", "the origami {}.", "a {} in a video game."} <= set(template_set("caltech101"))
 
 
-# What a config may say
+# Templates in a config
 
 
 def test_templates_from_a_name_one_text_a_list_and_a_file(tmp_path):
@@ -105,7 +105,7 @@ def test_templates_from_a_name_one_text_a_list_and_a_file(tmp_path):
         ("/no/such/file.txt", ["'/no/such/file.txt' cannot be read"]),
     ],
 )
-def test_wrong_templates_are_told_in_one_line(given, words):
+def test_wrong_templates_give_an_error_of_one_line(given, words):
     with pytest.raises(UserError) as error:
         resolve_templates(given)
     message = str(error.value)
@@ -159,7 +159,7 @@ def test_a_cleaned_name_is_lower_case_words(name):
     assert clean == clean.lower()
 
 
-def test_names_of_the_config_take_the_place_of_the_tasks_and_are_taken_as_they_are():
+def test_names_of_the_config_replace_those_of_the_task_unchanged():
     names = text_class_names(["01_zero", "ONE", "Two"], {"ONE": "the number One", "Two": "2"})
     assert names == ["zero", "the number One", "2"]
 
@@ -178,7 +178,7 @@ def test_names_of_the_config_take_the_place_of_the_tasks_and_are_taken_as_they_a
         (["cat", "dog"], {"dog": " "}, ["class 'dog' has no name"]),
     ],
 )
-def test_names_that_do_not_fit_are_told_in_one_line(names, override, words):
+def test_names_that_do_not_fit_give_an_error_of_one_line(names, override, words):
     with pytest.raises(UserError) as error:
         text_class_names(names, override)
     message = str(error.value)
@@ -264,6 +264,6 @@ def test_a_wrong_label_space_ends_training_with_one_line(arguments, words, tmp_p
     assert words in run_recipe("train.py", [*common, *arguments], monkeypatch, capsys)
 
 
-def test_zero_shot_wants_a_text_tower(tmp_path, monkeypatch, capsys):
+def test_zero_shot_needs_a_text_tower(tmp_path, monkeypatch, capsys):
     arguments = ["--source.name", "offline:lite0", "--output", str(tmp_path / "run")]
     assert "no text tower" in run_recipe("zero_shot.py", arguments, monkeypatch, capsys)

@@ -12,12 +12,13 @@ import torch
 from benchmark import measure, others
 from benchmark.config import BenchmarkConfig
 from benchmark.measure import Phases, Times, alternate, peak_memory
-from benchmark.textbook import greedy_loop
 from conftest import write_image_folder
 from hypothesis import given
 from hypothesis import strategies as st
+from textbook import greedy_loop
 
 from clipvp.mappings.assignment import assign_greedy
+from clipvp.mappings.statistic import CellSums
 from clipvp.registry import UserError
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "benchmark.py"
@@ -87,9 +88,15 @@ def test_the_textbook_counts_as_we_do(run, tiny_timm, tmp_path, prompt):
     assert max(epoch["prompts_apart"]) < 0.05
 
 
-def test_text_is_encoded_once(run, tiny_model):
+def test_text_is_encoded_once_for_each_cold_load(run, tiny_model, monkeypatch):
+    from clipvp.sources import text as texts
+
+    encoded, encode = [], texts.encode_in_batches
+    monkeypatch.setattr(texts, "encode_in_batches", lambda *a: encoded.append(len(a[1])) or encode(*a))
     found, _ = run(only="text", source=tiny_model("hf_clip"))
     text = found["text"]
+    # One load fills the cache; then each round has one cold load, and one that reads the cache.
+    assert encoded == [81 * 3] * (1 + text["rounds"])
     assert text["texts"] == 81 * 3 and text["source"] == tiny_model("hf_clip")
     assert set(text["seconds"]) == {"cold", "cached"}
 
@@ -183,4 +190,4 @@ def test_the_loop_over_the_whole_matrix_is_the_greedy_assignment(data):
     num_source = data.draw(st.integers(num_target, 12))
     cells = st.lists(st.integers(0, 3), min_size=num_source * num_target, max_size=num_source * num_target)
     counts = torch.tensor(data.draw(cells)).view(num_source, num_target)
-    assert torch.equal(greedy_loop(counts), assign_greedy(counts))
+    assert torch.equal(greedy_loop(counts), assign_greedy(CellSums.from_matrix(counts)))

@@ -1,4 +1,4 @@
-"""A frozen batch norm as a multiplication and an addition is the norm, to rounding, and no other norm is touched."""
+"""A frozen batch norm as a multiplication and an addition equals the norm up to rounding; other norms are not changed."""
 
 import pytest
 import torch
@@ -27,8 +27,8 @@ class Norms(TorchDispatchMode):
 
 
 @torch.no_grad()
-def settled(norm: nn.BatchNorm2d, seed: int = 0) -> nn.BatchNorm2d:
-    """Return a norm as training leaves it."""
+def with_random_state(norm: nn.BatchNorm2d, seed: int = 0) -> nn.BatchNorm2d:
+    """Give a norm random statistics and weights, as after training, and freeze it."""
     generator = torch.Generator().manual_seed(seed)
     for name, low, high in (
         ("running_mean", -1, 1),
@@ -42,16 +42,16 @@ def settled(norm: nn.BatchNorm2d, seed: int = 0) -> nn.BatchNorm2d:
     return norm.eval().requires_grad_(False)
 
 
-def with_gradient(run, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def with_gradient(function, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     values = values.clone().requires_grad_()
-    result = run(values)
+    result = function(values)
     result.square().sum().backward()
     return result.detach(), values.grad
 
 
 @given(st.integers(1, 5), st.integers(1, 6), st.booleans(), st.booleans(), st.integers(0, 99))
-def test_it_is_the_norm(batch, channels, affine, channels_last, seed):
-    norm = settled(nn.BatchNorm2d(channels, affine=affine), seed)
+def test_it_equals_the_norm(batch, channels, affine, channels_last, seed):
+    norm = with_random_state(nn.BatchNorm2d(channels, affine=affine), seed)
     values = torch.randn(batch, channels, 3, 2, generator=torch.Generator().manual_seed(seed))
     if channels_last:
         values = values.to(memory_format=torch.channels_last)
@@ -63,7 +63,7 @@ def test_it_is_the_norm(batch, channels, affine, channels_last, seed):
 
 
 @pytest.mark.parametrize("name", ["tiny_timm", "tiny_hf"])
-def test_a_source_on_a_cpu_computes_no_norm(name, request):
+def test_a_source_on_a_cpu_computes_no_batch_norm(name, request):
     source = load_source(request.getfixturevalue(name), canvas=32)
     pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     expected = with_gradient(lambda pixels: source.network(source.normalize(pixels)), pixels)
@@ -75,10 +75,10 @@ def test_a_source_on_a_cpu_computes_no_norm(name, request):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_what_the_norm_is_made_of_may_change():
-    norm, norms, values = settled(nn.BatchNorm2d(3)), FrozenNorms(), torch.randn(2, 3, 2, 2)
+def test_weights_and_statistics_may_change():
+    norm, norms, values = with_random_state(nn.BatchNorm2d(3)), FrozenNorms(), torch.randn(2, 3, 2, 2)
     for seed in range(3):
-        settled(norm, seed)
+        with_random_state(norm, seed)
         with norms:
             found = norm(values)
         torch.testing.assert_close(found, norm(values), rtol=1e-5, atol=1e-5)
@@ -90,7 +90,7 @@ def test_what_the_norm_is_made_of_may_change():
         )
 
 
-def test_statistics_that_moved_are_followed():
+def test_statistics_that_training_updated_are_used():
     norm, norms, values = nn.BatchNorm2d(3, affine=False), FrozenNorms(), torch.randn(9, 3, 2, 2) + 3
     for train in (False, True, False):
         norm.train(train)
@@ -100,26 +100,28 @@ def test_statistics_that_moved_are_followed():
             torch.testing.assert_close(found, norm(values), rtol=1e-5, atol=1e-5)
 
 
-def test_a_network_made_in_inference_mode_is_left_to_torch():
+def test_a_norm_made_in_inference_mode_is_left_to_torch():
     with torch.inference_mode():
-        norm = settled(nn.BatchNorm2d(3))
+        norm = with_random_state(nn.BatchNorm2d(3))
     with Norms() as norms, FrozenNorms(), torch.inference_mode():
         norm(torch.randn(2, 3, 2, 2))
     assert norms.count == 1
 
 
-def test_a_pass_in_inference_mode_leaves_nothing_that_breaks_training():
-    source = closed_source(nn.Sequential(settled(nn.BatchNorm2d(3)), nn.Flatten(), nn.Linear(48, 5)), 5)
+def test_a_pass_in_inference_mode_does_not_break_training_after_it():
+    source = closed_source(
+        nn.Sequential(with_random_state(nn.BatchNorm2d(3)), nn.Flatten(), nn.Linear(48, 5)), 5
+    )
     with torch.inference_mode():
         source(torch.rand(2, 3, 4, 4))
     _, gradient = with_gradient(source, torch.rand(2, 3, 4, 4))
     assert gradient.abs().sum() > 0
 
 
-@pytest.mark.parametrize("how", ["weights train", "statistics move"])
+@pytest.mark.parametrize("how", ["weights train", "statistics update"])
 def test_a_norm_that_is_not_frozen_is_left_to_torch(how):
     norm = nn.BatchNorm2d(3)
-    norm.train(how == "statistics move").requires_grad_(how == "weights train")
+    norm.train(how == "statistics update").requires_grad_(how == "weights train")
     with Norms() as norms, FrozenNorms():
         result = norm(torch.randn(4, 3, 2, 2))
     assert norms.count == 1

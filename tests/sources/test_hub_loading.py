@@ -1,18 +1,22 @@
-"""Models from a hub, over real HTTP: the same as from a folder, pinned, kept, or told in one line what is wrong."""
+"""Models from a hub, over real HTTP: same as from a folder, pinned, cached, and errors of one line."""
 
+import logging
+import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
 from hub_client import Client, scores
 from hub_server import Hub
 from tiny_models import CLIPS, MODELS, hf_text, open_clip_hf_text
 
-from clipvp import load_source
+from clipvp import UserError, load_source
 
 CLASSES = ["cat", "Big Bird", "truck"]
-# By the last part of its scheme, how a repository is named.
+# The scheme of a local folder to that of a hub repository.
 SCHEMES = {"hf:": "hf:", "timm:local-dir:": "timm:hf-hub:", "open_clip:local-dir:": "open_clip:hf-hub:"}
 EVERY_LIBRARY = ["hf_clip", "hf_classifier", "open_clip_vit", "timm_classifier"]
 
@@ -40,7 +44,7 @@ def commits() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def hub(tiny_model, commits, tmp_path_factory):
-    """A hub: every kind of model on main, an older one of four kinds on a branch, and some that are not whole."""
+    """A hub: every kind of model on main, older weights of four kinds on a branch, and some damaged or incomplete ones."""
     with Hub() as hub:
         for kind in MODELS:
             if kind in EVERY_LIBRARY:
@@ -48,12 +52,12 @@ def hub(tiny_model, commits, tmp_path_factory):
                 commits[kind] = hub.commit(f"someone/{kind}", older, branch="older")
             hub.commit(f"someone/{kind}", folder_of(tiny_model(kind)))
         for kind in ("hf_clip", "open_clip_vit", "timm_classifier"):
-            whole = files(folder_of(tiny_model(kind)))
-            (weights,) = [name for name in whole if name.endswith(".safetensors")]
-            hub.commit(f"gated/{kind}", whole, gated=True)
-            hub.commit(f"cut/{kind}", {**whole, weights: whole[weights][:-1000]})
-            hub.commit(f"broken/{kind}", whole, broken={weights: 5000})
-            hub.commit(f"empty/{kind}", {name: data for name, data in whole.items() if name != weights})
+            complete = files(folder_of(tiny_model(kind)))
+            (weights,) = [name for name in complete if name.endswith(".safetensors")]
+            hub.commit(f"gated/{kind}", complete, gated=True)
+            hub.commit(f"cut/{kind}", {**complete, weights: complete[weights][:-1000]})
+            hub.commit(f"broken/{kind}", complete, broken={weights: 5000})
+            hub.commit(f"empty/{kind}", {name: data for name, data in complete.items() if name != weights})
             hub.commit(f"plain/{kind}", {"README.md": b"# Nothing"})
         text_folder, folder = tmp_path_factory.mktemp("text"), tmp_path_factory.mktemp("two")
         hf_text(text_folder)
@@ -86,14 +90,14 @@ def check_same(answer: dict, source) -> None:
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_a_repository_gives_what_its_folder_gives_and_is_fetched_once(kind, hub, client, tiny_model):
+def test_a_repository_gives_the_same_as_its_folder_and_is_downloaded_once(kind, hub, client, tiny_model):
     source = load_source(tiny_model(kind), **text(kind))
     before = hub.requests(f"storage/models/someone/{kind}/")
     check_same(client.load(hub_name(kind), **text(kind)), source)
-    fetched = hub.requests(f"storage/models/someone/{kind}/")
-    assert fetched > before or before  # its weights came over HTTP
+    requests = hub.requests(f"storage/models/someone/{kind}/")
+    assert requests > before or before  # its weights came over HTTP
     check_same(client.load(hub_name(kind), **text(kind)), source)
-    assert hub.requests(f"storage/models/someone/{kind}/") == fetched
+    assert hub.requests(f"storage/models/someone/{kind}/") == requests
 
 
 @pytest.mark.parametrize("kind", EVERY_LIBRARY)
@@ -111,8 +115,8 @@ def test_open_clip_finds_a_text_tower_in_another_repository(client):
     assert "error" not in answer, answer["error"]
 
 
-def test_an_open_clip_repository_is_not_fetched_twice_over(hub, client, tiny_model):
-    # Such repositories often hold the same weights for transformers, and older ones as a pickle beside them.
+def test_of_an_open_clip_repository_only_one_weight_file_is_downloaded(hub, client, tiny_model):
+    # Such repositories often hold the same weights again for transformers, and as a pickle.
     own = files(folder_of(tiny_model("open_clip_vit")))
     more = {"model.safetensors": b"0", "open_clip_pytorch_model.bin": b"0", "onnx/model.json": b"{}"}
     hub.commit("someone/many", {**own, **more})
@@ -121,12 +125,12 @@ def test_an_open_clip_repository_is_not_fetched_twice_over(hub, client, tiny_mod
         load_source(tiny_model("open_clip_vit"), **text("open_clip_vit")),
     )
     assert not any(hub.requests(f"many/{file}") for file in ("onnx", "model.safetensors"))
-    got = [
+    downloads = [
         path
         for method, path, _ in hub.log
         if method == "GET" and "someone/many/" in path and "/api/" not in path
     ]
-    assert {path.rpartition("/")[2] for path in got} == {
+    assert {path.rpartition("/")[2] for path in downloads} == {
         "open_clip_config.json",
         "open_clip_model.safetensors",
     }
@@ -135,7 +139,6 @@ def test_an_open_clip_repository_is_not_fetched_twice_over(hub, client, tiny_mod
 def test_an_open_clip_repository_of_pickled_weights_loads(hub, client, tiny_model, tmp_path):
     import io
 
-    import torch
     from safetensors.torch import load_file
 
     folder = folder_of(tiny_model("open_clip_vit"))
@@ -153,7 +156,7 @@ def test_an_open_clip_repository_of_pickled_weights_loads(hub, client, tiny_mode
     assert "a weight file is damaged" in answer["error"], answer["error"]
 
 
-def test_a_timm_name_is_asked_of_its_repository(hub, client):
+def test_a_timm_name_is_downloaded_from_its_repository(hub, client):
     import timm
     from safetensors.torch import save
 
@@ -164,11 +167,60 @@ def test_a_timm_name_is_asked_of_its_repository(hub, client):
     assert len(answer["names"]) == 1000
 
 
+# The process
+
+
+def settings_of_the_process() -> dict:
+    from huggingface_hub import constants
+    from huggingface_hub.utils.tqdm import progress_bar_states
+    from transformers.utils import logging as transformers_logging
+
+    root = logging.getLogger()
+    return {
+        "environment": dict(os.environ),
+        "torch": (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()),
+        "denormal numbers": torch.tensor([1e-40]).mul(1).item() != 0,
+        "root logger": (root.level, list(root.handlers), list(root.filters)),
+        "transformers": (
+            logging.getLogger("transformers").level,
+            transformers_logging.is_progress_bar_enabled(),
+        ),
+        "hub": (constants.HF_HUB_OFFLINE, dict(progress_bar_states)),
+        "warnings": list(warnings.filters),
+    }
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("bars", [True, False])
+def test_a_load_changes_no_setting_of_the_process(kind, bars, tiny_model, monkeypatch):
+    from huggingface_hub.utils.tqdm import progress_bar_states
+    from transformers.utils import logging as transformers_logging
+
+    name = tiny_model(kind)
+    monkeypatch.setitem(progress_bar_states, "huggingface_hub.http_get", False)  # settings of a user
+    monkeypatch.setattr(transformers_logging, "_tqdm_active", bars)
+    monkeypatch.setattr(logging.getLogger("transformers"), "level", logging.NOTSET)
+    before = settings_of_the_process()
+    load_source(name, **text(kind))
+    with pytest.raises(UserError):
+        load_source(f"{name}/nothing", local_files_only=True, **text(kind))
+    assert settings_of_the_process() == before
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("disabled", [True, False])
+def test_the_hubs_variable_for_progress_bars_causes_no_warning(disabled, tiny_model, monkeypatch):
+    import huggingface_hub.utils.tqdm as _  # the module, which the class of the same name hides
+
+    monkeypatch.setattr(sys.modules["huggingface_hub.utils.tqdm"], "HF_HUB_DISABLE_PROGRESS_BARS", disabled)
+    load_source(tiny_model("hf_classifier"))
+
+
 # Without the network
 
 
 @pytest.mark.parametrize("kind", EVERY_LIBRARY)
-def test_local_files_only_asks_nothing(kind, hub, client):
+def test_local_files_only_makes_no_request(kind, hub, client):
     first = client.load(hub_name(kind), **text(kind))
     requests = len(hub.log)
     answer = client.load(hub_name(kind), local_files_only=True, **text(kind))
@@ -180,13 +232,13 @@ def test_local_files_only_asks_nothing(kind, hub, client):
 
 
 @pytest.mark.parametrize("kind", EVERY_LIBRARY)
-def test_a_hub_out_of_reach_is_seen_at_once(kind, hub, client):
+def test_a_hub_that_cannot_be_reached_is_noticed_at_once(kind, hub, client):
     first = client.load(hub_name(kind), **text(kind))
     with hub.away():
         again = client.load(hub_name(kind), **text(kind))
         pinned = client.load(hub_name(kind, "someone/unknown"), revision="older", **text(kind))
         unknown = client.load(hub_name(kind, "someone/unknown"), **text(kind))
-    assert again["logits"] == pytest.approx(first["logits"], rel=1e-5)  # what was fetched before serves on
+    assert again["logits"] == pytest.approx(first["logits"], rel=1e-5)  # from the local cache
     assert f"{hub.url} cannot be reached" in unknown["error"] and "\n" not in unknown["error"]
     assert "`hf download someone/unknown`" in unknown["error"]
     assert "`hf download someone/unknown --revision older`" in pinned["error"]
@@ -214,7 +266,7 @@ def run_offline(names: list[str], environment: dict[str, str]) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_the_environments_offline_switch_is_obeyed(hub, client, home, tiny_model):
+def test_HF_HUB_OFFLINE_is_respected(hub, client, home, tiny_model):
     kinds = ["hf_clip", "timm_classifier", "open_clip_vit"]
     for kind in kinds:
         client.load(hub_name(kind), **text(kind))
@@ -227,7 +279,7 @@ def test_the_environments_offline_switch_is_obeyed(hub, client, home, tiny_model
     assert len(hub.log) == requests
 
 
-def test_a_name_that_resolves_to_nothing_fails_at_once(home, monkeypatch):
+def test_a_host_that_does_not_exist_is_noticed_at_once(home, monkeypatch):
     import time
 
     from clipvp.sources import hub
@@ -235,17 +287,17 @@ def test_a_name_that_resolves_to_nothing_fails_at_once(home, monkeypatch):
     monkeypatch.setattr(hub, "getproxies", dict)
     for endpoint in ("http://127.0.0.1:1", "https://no-such-host.invalid"):
         start = time.monotonic()
-        assert not hub._reachable(endpoint)
+        assert not hub._is_reachable(endpoint)
         assert time.monotonic() - start < 8
 
 
-def test_a_host_that_does_not_answer_is_given_up_after_some_seconds(monkeypatch):
+def test_a_host_that_does_not_answer_is_given_up_after_the_timeout(monkeypatch):
     import time
 
     from clipvp.sources import hub
 
     monkeypatch.setattr(hub, "getproxies", dict)
-    monkeypatch.setattr(hub, "_REACH", 0.3)
+    monkeypatch.setattr(hub, "_TOTAL_TIMEOUT", 0.3)
 
     def hang(*_, **__):
         time.sleep(2)
@@ -253,22 +305,22 @@ def test_a_host_that_does_not_answer_is_given_up_after_some_seconds(monkeypatch)
 
     monkeypatch.setattr(hub.socket, "create_connection", hang)
     start = time.monotonic()
-    assert not hub._reachable("https://example.invalid")
+    assert not hub._is_reachable("https://example.invalid")
     assert time.monotonic() - start < 1.5
 
 
-def test_behind_a_proxy_the_proxy_is_trusted(monkeypatch):
+def test_a_host_behind_a_proxy_counts_as_reachable(monkeypatch):
     from clipvp.sources import hub
 
     for name in ("no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    assert hub._reachable("http://hub.invalid")
+    assert hub._is_reachable("http://hub.invalid")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    assert hub._reachable("http://hub.invalid") and not hub._reachable("http://127.0.0.1:1")
+    assert hub._is_reachable("http://hub.invalid") and not hub._is_reachable("http://127.0.0.1:1")
 
 
-# What is not to be had
+# What cannot be loaded
 
 
 @pytest.mark.parametrize("kind", ["hf_clip", "open_clip_vit", "timm_classifier"])
@@ -279,12 +331,12 @@ def test_behind_a_proxy_the_proxy_is_trusted(monkeypatch):
         ("nobody", {}, ["no repository 'nobody/KIND'", "hf auth login"]),
         ("someone", {"revision": "nothing"}, ["'someone/KIND' has no revision 'nothing'"]),
         ("cut", {}, ["a weight file is damaged"]),
-        ("empty", {}, ["model"]),  # the file of weights, by the name that its library looks for
+        ("empty", {}, ["model"]),  # the name of the weight file, which depends on the library
         ("plain", {}, ["config.json"]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_not_to_be_had_is_told_in_one_line(kind, repository, options, words, client):
+def test_a_load_that_fails_gives_an_error_of_one_line(kind, repository, options, words, client):
     answer = client.load(hub_name(kind, f"{repository}/{kind}"), **options, **text(kind))
     message = answer["error"]
     assert all(word.replace("KIND", kind) in message for word in words), message
@@ -293,21 +345,21 @@ def test_what_is_not_to_be_had_is_told_in_one_line(kind, repository, options, wo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hf_clip", "open_clip_vit", "timm_classifier"])
-def test_a_transfer_that_breaks_off_is_told_and_taken_up_again(kind, hub, client, tiny_model):
+def test_an_interrupted_download_is_an_error_and_continues_at_the_next_load(kind, hub, client, tiny_model):
     name = hub_name(kind, f"broken/{kind}")
     answer = client.load(name, **text(kind))
-    assert "the download broke off" in answer["error"] and "\n" not in answer["error"], answer["error"]
+    assert "the download was interrupted" in answer["error"] and "\n" not in answer["error"], answer["error"]
     hub.repos["models", f"broken/{kind}"].broken.clear()
     check_same(client.load(name, **text(kind)), load_source(tiny_model(kind), **text(kind)))
 
 
-def test_a_gated_repository_opens_for_those_who_were_let_in(client, tiny_model):
+def test_a_gated_repository_needs_the_token_of_a_user_with_access(client, tiny_model):
     name = "timm:hf-hub:gated/timm_classifier"
     assert "is gated" in client.load(name, token="hf_of_a_stranger")["error"]
     check_same(client.load(name, token="hf_of_a_friend"), load_source(tiny_model("timm_classifier")))
 
 
-def test_the_hub_of_the_tests_speaks_as_the_client_expects(hub):
+def test_the_hub_of_the_tests_answers_as_the_client_expects(hub):
     """Ranges, redirects to the storage with the file's hash and size, and error codes."""
     from urllib.error import HTTPError
     from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
