@@ -1,4 +1,4 @@
-"""Files that are whole or not there: write aside, flush to the disk, rename."""
+"""Files that are written whole or not at all: write beside, flush to the disk, rename. And where caches are."""
 
 from __future__ import annotations
 
@@ -6,18 +6,77 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .registry import UserError
 
 if TYPE_CHECKING:  # torch loads only where tensors are written or read
     from torch import Tensor
 
 STATE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One entry of the cache.
+
+    Args:
+        kind: images, texts or features.
+        what: What it holds, for people.
+        path: Its file or folder.
+        num_bytes: Bytes on disk.
+    """
+
+    kind: str
+    what: str
+    path: Path
+    num_bytes: int
+
+
+def cache_root(cache_dir: str | Path | None = None) -> Path:
+    """Return the folder of all caches: ``cache_dir``, else $CLIPVP_CACHE, else clipvp in $XDG_CACHE_HOME or ~/.cache.
+
+    Decoded images are in its folder ``images``, text embeddings in ``text``, features in ``features``.
+    """
+    if cache_dir:
+        return Path(cache_dir).expanduser()
+    if os.environ.get("CLIPVP_CACHE"):
+        return Path(os.environ["CLIPVP_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipvp"
+
+
 _ASIDE = ".part"
+
+
+def list_features(cache_dir: str | Path | None = None) -> list[CacheEntry]:
+    """Return the folders of cached features, the largest first."""
+    folders = (folder for folder in (cache_root(cache_dir) / "features").glob("*") if folder.is_dir())
+    sizes = {folder: sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) for folder in folders}
+    entries = [CacheEntry("features", folder.name, folder, size) for folder, size in sizes.items()]
+    return sorted(entries, key=lambda entry: -entry.num_bytes)
+
+
+def remove_entries(entries: Iterable[CacheEntry]) -> int:
+    """Remove entries of the cache; return the bytes set free. A run that reads one goes on: it holds its files open.
+
+    Raises:
+        UserError: An entry cannot be removed.
+    """
+    freed = 0
+    for entry in entries:
+        try:
+            shutil.rmtree(entry.path) if entry.path.is_dir() else entry.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot remove {entry.path}: {error.strerror or error}") from error
+        freed += entry.num_bytes
+    return freed
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
@@ -141,3 +200,19 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise Damaged(
             f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         ) from error
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """Return the values of a file that ``save_state`` wrote, from its header alone and without importing torch.
+
+    Raises:
+        Damaged: The header cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if size > path.stat().st_size:
+                raise Damaged(f"{path}: its header is cut")
+            return json.loads(json.loads(file.read(size))["__metadata__"]["values"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise Damaged(f"{path}: {error}") from error

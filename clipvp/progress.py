@@ -1,4 +1,4 @@
-"""What a person sees while a run works, and where its time went."""
+"""Progress bars and lines while a run works, and the time of each phase."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from tqdm import tqdm
 
-_REFRESH = 0.5  # seconds between two looks at values that live on the device
+_REFRESH = 0.5  # seconds between two reads of values that are on the device
 
 
 class Clock:
@@ -38,7 +38,7 @@ class Progress:
     """Bars on a terminal, none elsewhere; lines in both.
 
     Args:
-        shown: False on all processes but the main one, and where nobody wants to see anything.
+        shown: Whether this process shows anything; only the main process does.
     """
 
     def __init__(self, shown: bool):
@@ -64,15 +64,23 @@ class Progress:
 
 
 class Bar:
-    """One phase's bar: images done, images a second, and values asked for only as often as they are shown."""
+    """The bar of one phase: how much is done, how fast, and values that are computed only as often as they are shown.
 
-    def __init__(self, total: int, phase: str, shown: bool, done: int = 0):
-        # disable=None: no bar where the output is no terminal
+    Args:
+        total: How much there is to do, in ``unit``.
+        phase: The text before the bar.
+        shown: Whether to show it, on a terminal.
+        done: How much was done before.
+        unit: What is counted.
+    """
+
+    def __init__(self, total: int, phase: str, shown: bool, done: int = 0, unit: str = "img"):
+        # disable=None: no bar where the output is not a terminal
         self._bar = tqdm(
             total=total,
             initial=done,
             desc=phase,
-            unit="img",
+            unit=unit,
             leave=False,
             disable=None if shown else True,
             dynamic_ncols=True,
@@ -85,9 +93,9 @@ class Bar:
     def __exit__(self, *_) -> None:
         self._bar.close()
 
-    def advance(self, images: int, values: Callable[[], dict[str, float]] | None = None) -> None:
-        """Count images; ``values`` is called at most twice a second, since it may wait for the device."""
+    def advance(self, count: int, values: Callable[[], dict[str, float]] | None = None) -> None:
+        """Count what was done; ``values`` is called at most twice a second, since it may wait for the device."""
         if values is not None and not self._bar.disable and time.perf_counter() >= self._next:
             self._next = time.perf_counter() + _REFRESH
             self._bar.set_postfix({name: f"{value:.3f}" for name, value in values().items()}, refresh=False)
-        self._bar.update(images)
+        self._bar.update(count)

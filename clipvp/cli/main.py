@@ -38,7 +38,11 @@ def build_parser() -> argparse.ArgumentParser:
         if loads:
             sub.add_argument("--source", help="overrides the saved source name")
             sub.add_argument(
-                "--plugins", action="append", default=[], metavar="FILE", help="a plug-in that the prompt needs"
+                "--plugins",
+                action="append",
+                default=[],
+                metavar="FILE",
+                help="a plug-in that the prompt needs",
             )
         return sub
 
@@ -55,9 +59,12 @@ def build_parser() -> argparse.ArgumentParser:
     names = verb("list", "List what can be named in a config.", prompt=False)
     names.add_argument("what", choices=["sources", "tasks", "templates", "prompts", "mappings"])
     verbs.add_parser(_EVALUATE, help="Score a prompt on a task: PROMPT --data.name NAME; see its --help.")
-    cache = verb("cache", "List or remove the decoded images on disk.", prompt=False)
+    cache = verb(
+        "cache", "List or remove decoded images, text embeddings and features on disk.", prompt=False
+    )
     cache.add_argument("--list", dest="shown", action="store_true", help="list them (unless --clear)")
-    cache.add_argument("--clear", action="store_true", help="remove them; they are decoded anew when needed")
+    cache.add_argument("--clear", action="store_true", help="remove them; they are made again when needed")
+    cache.add_argument("--only", choices=["images", "texts", "features"], help="one kind alone")
     cache.add_argument(
         "--cache_dir", metavar="FOLDER", help="where they are ($CLIPVP_CACHE, or the user's cache)"
     )

@@ -126,21 +126,21 @@ def _list_tasks() -> None:
     )
 
 
-def cache(shown: bool, clear: bool, cache_dir: str | None) -> None:
-    from ..data.cache import cache_root, list_entries
-    from ..data.cache import clear as remove
+def cache(shown: bool, clear: bool, only: str | None, cache_dir: str | None) -> None:
+    from ..data.cache import list_images
+    from ..files import cache_root, list_features, remove_entries
+    from ..sources.text import list_texts
 
+    kinds = {"images": list_images, "texts": list_texts, "features": list_features}
+    entries = [entry for kind in ([only] if only else kinds) for entry in kinds[kind](cache_dir)]
     if shown or not clear:
-        entries = list_entries(cache_dir)
-        table = [
-            [entry.what, f"{entry.present} of {entry.total}", f"{entry.num_bytes / 1e6:.1f}", entry.path.name]
-            for entry in entries
-        ]
-        print(f"decoded images in {cache_root(cache_dir) / 'images'}" + ("" if entries else ": none"))
+        print(f"cache in {cache_root(cache_dir)}" + ("" if entries else ": empty"))
         if entries:
-            _print_table(table, ["what", "images", "MB", "folder"], "lrrl")
+            rows = [[e.kind, e.what, f"{e.num_bytes / 1e6:.1f}", e.path.name] for e in entries]
+            total = f"{sum(entry.num_bytes for entry in entries) / 1e6:.1f}"
+            _print_table([*rows, ["total", "", total, ""]], ["kind", "what", "MB", "entry"], "llrl")
     if clear:
-        print(f"removed {remove(cache_dir) / 1e6:.1f} MB of decoded images")
+        print(f"removed {remove_entries(entries) / 1e6:.1f} MB of {only or 'images, texts and features'}")
 
 
 def env() -> None:

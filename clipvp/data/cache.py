@@ -14,31 +14,19 @@ import json
 import math
 import os
 import re
-import shutil
 import zlib
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..files import remove_asides, write_atomic, write_json
+from ..files import CacheEntry, cache_root, remove_asides, write_atomic, write_json
 from ..images import Resize
-from ..registry import UserError
 
 FORMAT = 1  # raise it when the meaning of an entry's bytes changes: old entries are then never met
 ABANDONED = 3600.0  # seconds after which a file that takes milliseconds to write is nobody's
 PRESENT = 1 << 32  # tells an image whose CRC is 0 from an absent one
-
-
-def cache_root(cache_dir: str | Path | None = None) -> Path:
-    """Return ``cache_dir``, else $CLIPVP_CACHE, else clipvp in $XDG_CACHE_HOME, else ~/.cache/clipvp."""
-    if cache_dir:
-        return Path(cache_dir).expanduser()
-    if os.environ.get("CLIPVP_CACHE"):
-        return Path(os.environ["CLIPVP_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipvp"
 
 
 class Entry:
@@ -109,51 +97,23 @@ class Entry:
         return np.asarray(np.memmap(self._pixels, np.uint8, mode="c", shape=self._shape))
 
 
-@dataclass(frozen=True)
-class EntryInfo:
-    """One entry of the cache: where it is, what it holds, how many images of how many, bytes on disk."""
-
-    path: Path
-    what: str
-    present: int
-    total: int
-    num_bytes: int
-
-
-def list_entries(cache_dir: str | Path | None = None) -> list[EntryInfo]:
-    """Return what the cache holds, the largest first."""
+def list_images(cache_dir: str | Path | None = None) -> list[CacheEntry]:
+    """Return the data sets whose decoded images the cache holds, the largest first."""
     entries = []
     for folder in _entry_folders(cache_dir):
         known, what = _read_json(folder / "entry.json"), "unknown"
         if isinstance(known.get("resize"), dict):
             resize = known["resize"]
-            what = (
-                f"{known.get('name')} at {'x'.join(map(str, resize.get('size', [])))} ({resize.get('rule')})"
-            )
+            size = "x".join(map(str, resize.get("size", [])))
+            what = f"{known.get('name')} at {size} ({resize.get('rule')})"
         crcs = folder / "crc.u64"
         values = np.fromfile(crcs, "<u8") if crcs.is_file() else np.zeros(0)
         # Blocks, where the system counts them: a sparse file takes less than its length.
         stats = [file.stat() for file in folder.iterdir() if file.is_file()]
         num_bytes = sum(getattr(stat, "st_blocks", -(-stat.st_size // 512)) * 512 for stat in stats)
-        entries.append(EntryInfo(folder, what, int((values != 0).sum()), len(values), num_bytes))
+        what += f", {int((values != 0).sum())} of {len(values)} images"
+        entries.append(CacheEntry("images", what, folder, num_bytes))
     return sorted(entries, key=lambda entry: -entry.num_bytes)
-
-
-def clear(cache_dir: str | Path | None = None) -> int:
-    """Remove all decoded images, and nothing else that the folder holds; return the bytes set free.
-
-    A run that reads them goes on: it holds its files open.
-
-    Raises:
-        UserError: An entry cannot be removed.
-    """
-    entries = list_entries(cache_dir)
-    for entry in entries:
-        try:
-            shutil.rmtree(entry.path)
-        except OSError as error:
-            raise UserError(f"cannot remove {entry.path}: {error.strerror or error}") from error
-    return sum(entry.num_bytes for entry in entries)
 
 
 def _entry_folders(cache_dir: str | Path | None) -> list[Path]:

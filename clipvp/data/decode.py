@@ -5,31 +5,41 @@ from __future__ import annotations
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from ..images import ImageError, Resize, to_rgb
+from ..progress import Bar
 from .cache import Entry
-
-if TYPE_CHECKING:
-    from .sets import ImageSet
 
 CHUNK = 32  # images a thread decodes before it reports
 
 
+class Images(Protocol):
+    """What is decoded: N images of a base data set (``ImageSet``)."""
+
+    name: str
+    fingerprint: str | None
+    items: Sequence[Any]
+    indices: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def item(self, row: int) -> Any: ...
+
+
 def load_pixels(
-    images: ImageSet, resize: Resize, *, cache_dir: str | Path | None, progress: bool
+    images: Images, resize: Resize, *, cache_dir: str | Path | None, progress: bool
 ) -> tuple[np.ndarray, np.ndarray, dict[int, ImageError]]:
     """Decode a set of N images.
 
     Returns:
         Pixels (M, h, w, 3) uint8, perhaps a private view of the cache's file; the place in them of each image (N,);
-        and the error of each image that cannot be read, whose pixels mean nothing.
+        and the error of each image that cannot be read; its pixels are to be ignored.
     """
     errors: dict[int, ImageError] = {}
     if images.fingerprint is not None and len(images):
@@ -66,7 +76,7 @@ def _missing(entry: Entry, indices: np.ndarray) -> np.ndarray:
 
 
 def _decode(
-    images: ImageSet, rows: np.ndarray, resize: Resize, progress: bool
+    images: Images, rows: np.ndarray, resize: Resize, progress: bool
 ) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, ImageError]]]:
     """Yield rows, their pixels, and the errors of those that cannot be read, chunk by chunk in order."""
     if not len(rows):
@@ -84,22 +94,19 @@ def _decode(
     chunks = deque(np.array_split(rows, -(-len(rows) // CHUNK)))
     ahead = 2 * num_threads()  # bounds the memory when writing is slower than decoding
     size = "x".join(str(side) for side in resize.size)
-    hidden = None if progress else True  # None: no bar where the output is no terminal
-    bar = tqdm(
-        total=len(rows), desc=f"decode {images.name} at {size}", unit="img", leave=False, disable=hidden
-    )
+    bar = Bar(len(rows), f"decode {images.name} at {size}", progress)
     with bar, ThreadPoolExecutor(num_threads()) as pool:
         running = deque(pool.submit(decode_chunk, chunks.popleft()) for _ in range(min(ahead, len(chunks))))
         while running:
             result = running.popleft().result()
             if chunks:
                 running.append(pool.submit(decode_chunk, chunks.popleft()))
-            bar.update(len(result[0]))
+            bar.advance(len(result[0]))
             yield result
 
 
-def decode_one(images: ImageSet, row: int, resize: Resize) -> np.ndarray:
-    """Return the pixels of one image, (h, w, 3) uint8; whatever keeps them away is an ``ImageError``."""
+def decode_one(images: Images, row: int, resize: Resize) -> np.ndarray:
+    """Return the pixels of one image, (h, w, 3) uint8; any failure is an ``ImageError``."""
     name = f"{images.name}[{images.indices[row]}]"
     try:
         item = images.item(row)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,17 +14,11 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from ..files import Damaged, load_state, save_state
+from ..files import CacheEntry, Damaged, cache_root, load_state, read_values, save_state
+from ..progress import Bar
 
 _BATCH = 256
-
-
-def cache_folder() -> Path:
-    """Return the folder of cached embeddings: ``$CLIPVP_CACHE/text``, by default in the user's cache folder."""
-    base = os.environ.get("CLIPVP_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "clipvp"
-    return Path(base).expanduser() / "text"
 
 
 def encode_in_batches(
@@ -39,14 +32,12 @@ def encode_in_batches(
         progress: Show a bar, on a terminal.
     """
     parts = []
-    bar = tqdm(
-        total=len(texts), desc="encoding texts", unit="text", leave=False, disable=None if progress else True
-    )
-    with torch.no_grad(), bar:  # no inference mode: its tensors cannot take part in training
+    bar = Bar(len(texts), "encoding texts", progress, unit="text")
+    with torch.no_grad(), bar:  # not inference mode, whose tensors cannot be used in training
         for start in range(0, len(texts), _BATCH):
             batch = list(texts[start : start + _BATCH])
             parts.append(F.normalize(encode(batch).float(), dim=1).cpu())
-            bar.update(len(batch))
+            bar.advance(len(batch))
     return torch.cat(parts)
 
 
@@ -69,7 +60,7 @@ def text_embeddings(
     A cache file that is cut, changed or of another key is made again. Runs that start at once encode once.
     """
     full_key = json.dumps({**key, "texts": list(texts)}, sort_keys=True)
-    path = cache_folder() / f"{hashlib.sha256(full_key.encode()).hexdigest()[:32]}.safetensors"
+    path = cache_root() / "text" / f"{hashlib.sha256(full_key.encode()).hexdigest()[:32]}.safetensors"
     with contextlib.ExitStack() as held:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,3 +89,16 @@ def _read(path: Path, full_key: str, count: int) -> Tensor | None:
     found = tensors.get("embeddings")
     whole = values.get("key") == full_key and found is not None and found.ndim == 2 and len(found) == count
     return found if whole else None
+
+
+def list_texts(cache_dir: str | Path | None = None) -> list[CacheEntry]:
+    """Return the files of cached text embeddings, the largest first."""
+    entries = []
+    for path in (cache_root(cache_dir) / "text").glob("*.safetensors"):
+        try:
+            key = json.loads(read_values(path)["key"])
+            what = f"{len(key['texts']):,} texts, {key['model']}"
+        except (Damaged, KeyError, TypeError, ValueError):
+            what = "unknown"
+        entries.append(CacheEntry("texts", what, path, path.stat().st_size))
+    return sorted(entries, key=lambda entry: -entry.num_bytes)

@@ -14,9 +14,10 @@ from conftest import photo, write_image_folder
 from clipvp import PromptedClassifier, load_source
 from clipvp.artifact.format import read_config
 from clipvp.cli.main import main
-from clipvp.data.cache import list_entries
+from clipvp.data.cache import list_images
 from clipvp.data.sets import ImageSet
 from clipvp.images import Resize
+from clipvp.sources.text import text_embeddings
 from clipvp.mappings.random import RandomMapping
 from clipvp.prompts.padding import PaddingPrompt
 
@@ -147,13 +148,31 @@ def test_predict_with_a_closed_source_loads_only_what_it_needs(saved):
     assert done.returncode == 0 and done.stderr.split() == [], done.stderr
 
 
-def test_cache(tmp_path, capsys, monkeypatch):
-    assert printed(capsys, "cache", "--cache_dir", tmp_path / "none").rstrip().endswith("none")
+def test_cache_shows_images_texts_and_features_and_removes_them(tmp_path, capsys, monkeypatch):
+    assert printed(capsys, "cache", "--cache_dir", tmp_path / "none").rstrip().endswith("empty")
     monkeypatch.setenv("CLIPVP_CACHE", str(tmp_path))
     images = ImageSet([np.zeros((8, 8, 3), np.uint8)] * 5, np.zeros(5), "pictures", "f")
     images.subset(np.arange(3)).tensors(Resize((4, 6)))
+    text_embeddings(lambda texts: torch.ones(len(texts), 4), ["a", "b"], {"model": "tower"}, progress=False)
+    (tmp_path / "features" / "abc").mkdir(parents=True)
+    (tmp_path / "features" / "abc" / "f.bin").write_bytes(b"x" * 2_000_000)
+    (tmp_path / "text" / "mine.txt").write_text("keep")
     text = printed(capsys, "cache", "--list")
-    assert str(tmp_path) in text and "pictures at 4x6 (squash)" in text and "3 of 5" in text
+    for words in (
+        str(tmp_path),
+        "pictures at 4x6 (squash)",
+        "3 of 5",
+        "2 texts, tower",
+        "abc",
+        "2.0",
+        "total",
+    ):
+        assert words in text
     assert printed(capsys, "cache") == text
-    assert "removed 0.0 MB" in printed(capsys, "cache", "--clear") and list_entries() == []
-    assert printed(capsys, "cache", "--list").rstrip().endswith("none")
+    only = printed(capsys, "cache", "--only", "texts")
+    assert "2 texts, tower" in only and "pictures" not in only
+    assert "removed 2.0 MB of features" in printed(capsys, "cache", "--clear", "--only", "features")
+    assert "pictures" in printed(capsys, "cache") and "abc" not in printed(capsys, "cache")
+    assert "removed 0.0 MB" in printed(capsys, "cache", "--clear") and list_images() == []
+    assert printed(capsys, "cache", "--list").rstrip().endswith("empty")
+    assert (tmp_path / "text" / "mine.txt").read_text() == "keep"

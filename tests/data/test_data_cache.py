@@ -18,8 +18,9 @@ from PIL import Image
 
 from clipvp.data import cache as cache_module
 from clipvp.data import decode as decode_module
-from clipvp.data.cache import cache_root, clear, list_entries
+from clipvp.data.cache import list_images
 from clipvp.data.sets import ImageSet
+from clipvp.files import cache_root, remove_entries
 from clipvp.images import Resize, to_rgb
 from clipvp.registry import UserError
 
@@ -73,7 +74,7 @@ def filled(tmp_path):
     """A filled cache: its files, its folder, and the folder of its one entry."""
     files = Files()
     image_set(files).tensors(RESIZE, cache_dir=tmp_path, progress=False)
-    return files, tmp_path, list_entries(tmp_path)[0].path
+    return files, tmp_path, list_images(tmp_path)[0].path
 
 
 # What comes out
@@ -133,7 +134,7 @@ def test_only_what_is_needed_is_decoded(tmp_path):
 def test_another_resize_is_another_entry(filled, other):
     files, folder, _ = filled
     assert decoded_again(files, folder, other) == list(range(40))
-    assert decoded_again(files, folder) == [] and len(list_entries(folder)) == 2
+    assert decoded_again(files, folder) == [] and len(list_images(folder)) == 2
 
 
 def test_another_fingerprint_is_another_entry(filled):
@@ -337,16 +338,15 @@ def test_where_the_cache_lies(tmp_path, monkeypatch):
 
 
 def test_entries_are_listed_and_cleared_and_nothing_else_is(tmp_path):
-    assert list_entries(tmp_path / "none") == [] and clear(tmp_path / "none") == 0
+    assert list_images(tmp_path / "none") == [] and remove_entries(list_images(tmp_path / "none")) == 0
     files = Files()
     image_set(files).subset(np.arange(7)).tensors(RESIZE, cache_dir=tmp_path)
     (tmp_path / "images" / "mine").mkdir()
     (tmp_path / "images" / "mine" / "keep.txt").write_text("keep")
-    (entry,) = list_entries(tmp_path)
-    assert (entry.present, entry.total) == (7, 40)
-    assert entry.what == "pictures at 6x5 (squash)" and entry.num_bytes > 0
-    assert clear(tmp_path) == entry.num_bytes
-    assert list_entries(tmp_path) == [] and (tmp_path / "images" / "mine" / "keep.txt").exists()
+    (entry,) = list_images(tmp_path)
+    assert entry.what == "pictures at 6x5 (squash), 7 of 40 images" and entry.num_bytes > 0
+    assert remove_entries(list_images(tmp_path)) == entry.num_bytes
+    assert list_images(tmp_path) == [] and (tmp_path / "images" / "mine" / "keep.txt").exists()
 
 
 def test_a_large_entry_takes_only_the_room_of_its_images(tmp_path):
@@ -355,5 +355,5 @@ def test_a_large_entry_takes_only_the_room_of_its_images(tmp_path):
     files = Files(2000)
     big = Resize((64, 64))
     image_set(files).subset(np.arange(2)).tensors(big, cache_dir=tmp_path)
-    (entry,) = list_entries(tmp_path)
+    (entry,) = list_images(tmp_path)
     assert entry.num_bytes < 2000 * 64 * 64 * 3 / 10

@@ -11,7 +11,7 @@ from conftest import photo, write_image_folder
 
 from clipvp import build_classifier, fit, load_task
 from clipvp.data import cache, decode
-from clipvp.data.cache import list_entries
+from clipvp.data.cache import list_images
 from clipvp.data.sets import ImageSet
 from clipvp.images import Resize
 
@@ -58,7 +58,7 @@ def test_a_subset_reads_the_map_and_copies_nothing(tmp_path):
 def test_what_a_killed_builder_left_goes_when_it_is_surely_nobodys(tmp_path):
     images = ImageSet([np.zeros((8, 8, 3), np.uint8)] * 3, np.zeros(3), "pictures", "f")
     images.tensors(RESIZE, cache_dir=tmp_path)
-    (entry,) = list_entries(tmp_path)
+    (entry,) = list_images(tmp_path)
     old, young = entry.path / ".pixels.u8.abc.part", entry.path / ".crc.u64.def.part"
     for path, age in ((old, 2 * cache.ABANDONED), (young, 0)):
         path.write_bytes(b"half")
@@ -74,7 +74,8 @@ from pathlib import Path
 import numpy as np
 from clipvp.data.sets import ImageSet
 from clipvp.data import cache
-from clipvp.data.cache import clear
+from clipvp.data.cache import list_images
+from clipvp.files import remove_entries
 from clipvp.data.decode import load_pixels
 from clipvp.images import Resize
 
@@ -106,7 +107,7 @@ while killed < kills:
     killed += os.WIFSIGNALED(status)
     half += 0 < trusted.sum() < len(paths)
     if trusted.all() and killed < kills:
-        clear(root)
+        remove_entries(list_images(root))
 print(killed, half)
 """
 
@@ -132,6 +133,6 @@ def test_twenty_kills_while_building_leave_a_correct_cache(tmp_path, monkeypatch
     monkeypatch.setattr(decode, "decode_one", None)  # nothing is left to be decoded
     monkeypatch.setattr(cache, "ABANDONED", 0.0)
     assert images.tensors(RESIZE, cache_dir=root).images.equal(expected)
-    (entry,) = list_entries(root)
-    assert (entry.present, entry.total) == (300, 300)
+    (entry,) = list_images(root)
+    assert entry.what.endswith("300 of 300 images")
     assert sorted(path.name for path in entry.path.iterdir()) == ["crc.u64", "entry.json", "pixels.u8"]

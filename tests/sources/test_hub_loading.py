@@ -210,7 +210,6 @@ def test_a_load_changes_no_setting_of_the_process(kind, bars, tiny_model, monkey
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("disabled", [True, False])
 def test_the_hubs_variable_for_progress_bars_causes_no_warning(disabled, tiny_model, monkeypatch):
-    import huggingface_hub.utils.tqdm as _  # the module, which the class of the same name hides
 
     monkeypatch.setattr(sys.modules["huggingface_hub.utils.tqdm"], "HF_HUB_DISABLE_PROGRESS_BARS", disabled)
     load_source(tiny_model("hf_classifier"))

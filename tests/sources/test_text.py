@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from clipvp import UserError, load_source
-from clipvp.sources.text import cache_folder, encode_in_batches, text_embeddings
+from clipvp.files import cache_root
+from clipvp.sources.text import encode_in_batches, text_embeddings
 
 TEXTS = [f"a photo of number {i}" for i in range(600)]
 KEY = {"model": "test", "revision": None, "weights": "0123", "precision": "fp32"}
@@ -60,7 +61,7 @@ def test_a_second_time_encodes_nothing_and_gives_the_same(cache):
     one = text_embeddings(first, TEXTS, KEY)
     other = text_embeddings(second, TEXTS, KEY)
     assert first.texts == TEXTS and second.calls == 0 and torch.equal(one, other)
-    assert cache == cache_folder() and only_file(cache).stat().st_size > 600 * 32 * 4
+    assert cache == cache_root() / "text" and only_file(cache).stat().st_size > 600 * 32 * 4
 
 
 @pytest.mark.parametrize("part", ["model", "revision", "weights", "precision", "texts", "order"])
