@@ -14,7 +14,8 @@ RECIPES = sorted(set((ROOT / "recipes").glob("*.py")) - {ROOT / "recipes" / "tex
 
 # The folders of the package, and the modules beside them. Each imports only from lines above its own.
 ORDER = [
-    {"registry", "files", "cpu"},
+    {"registry"},
+    {"files", "cpu"},
     {"progress", "images"},
     {"config"},
     {"labels", "sharing"},

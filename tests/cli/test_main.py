@@ -17,9 +17,10 @@ from clipvp.cli.main import main
 from clipvp.data.cache import list_images
 from clipvp.data.sets import ImageSet
 from clipvp.images import Resize
-from clipvp.sources.text import text_embeddings
 from clipvp.mappings.random import RandomMapping
 from clipvp.prompts.padding import PaddingPrompt
+from clipvp.results.tables import mapping_rows
+from clipvp.sources.text import text_embeddings
 
 NAMES = ["class0", "class1", "class2"]
 OLD = Path(__file__).parents[1] / "files" / "prompt_v1"
@@ -67,7 +68,7 @@ def test_show_and_map(saved, capsys):
     assert json.loads(printed(capsys, "show", saved, "--json"))["class_names"] == NAMES
     rows = json.loads(printed(capsys, "map", saved, "--json"))
     model = PromptedClassifier.from_pretrained(saved)
-    assert rows == model.mapping.describe(model.source.labels, NAMES)
+    assert rows == mapping_rows(model.mapping.links(), model.source.labels.names, NAMES)
     table = printed(capsys, "map", saved)
     assert all(row["class"] in table and row["label"] in table for row in rows)
 

@@ -85,9 +85,9 @@ def test_no_random_state_moves_and_the_images_stay(name):
     assert torch.equal(torch.get_rng_state(), before) and torch.equal(images, kept)
 
 
-def test_passes_in_turn_are_never_augmented():
+def test_passes_are_never_augmented():
     images = noise()
-    found = torch.cat([part for part, _ in batches(images).in_turn(5)])
+    found = torch.cat([part for part, _ in batches(images).local_batches(5)])
     assert torch.equal(found, images.float() / 255)
 
 
@@ -178,7 +178,9 @@ def test_trivial_takes_every_operation_equally_often():
 
 
 def run_with(config, task, **train):
-    settings = config(train={"epochs": 2, **train}, mapping={"refresh": "never"})
+    # Not Adam, whose first steps are as long for a gradient that is rounding alone as for one of 1.
+    optim = {"name": "sgd", "lr": 3.0, "momentum": 0.0}
+    settings = config(train={"epochs": 2, **train}, mapping={"refresh": "never"}, optim=optim)
     settings.output = f"{settings.output}-{'-'.join(map(str, train.values()))}"
     return trained(settings, task)
 
@@ -188,14 +190,15 @@ def test_training_is_augmented_alike_in_any_number_of_parts(name, config, tiny_t
     plain, _ = run_with(config, tiny_task, augment="none")
     whole, result = run_with(config, tiny_task, augment=name)
     parts, other = run_with(config, tiny_task, augment=name, gradient_accumulation_steps=3)
-    assert not torch.equal(whole.prompt.delta, plain.prompt.delta)
-    torch.testing.assert_close(parts.prompt.delta, whole.prompt.delta, rtol=1e-4, atol=1e-5)
+    plain, whole, parts = (run.prompt.delta.detach() for run in (plain, whole, parts))
+    assert (whole - plain).norm() > 5e-3 * whole.norm() > 0
+    assert (parts - whole).norm() < 1e-4 * whole.norm()
     for row, theirs in zip(result.history, other.history, strict=True):
         assert theirs["train_loss"] == pytest.approx(row["train_loss"], rel=1e-4)
 
 
 def test_counting_and_scoring_see_the_images_as_they_are(config, tiny_task, monkeypatch):
-    monkeypatch.setitem(AUGMENTATIONS._entries, "black", lambda images, draws: torch.zeros_like(images))
+    monkeypatch.setitem(AUGMENTATIONS._loaded, "black", lambda images, draws: torch.zeros_like(images))
     still = {"lr": 1e-12}
     histories = []
     for name in ("none", "black"):

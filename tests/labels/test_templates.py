@@ -206,7 +206,7 @@ def test_label_template_times_t_plus_class_is_that_template_with_that_class(temp
             index = t * len(class_names) + c
             before, after = template.split("{}")
             assert labels.names[index] == before + name + after  # braces in a name stay as they are
-            assert (labels.template_of(index), labels.class_of(index)) == (t, c)
+            assert (labels.wording_of[index], labels.class_of[index]) == (t, c)
 
 
 def test_a_configs_label_space():
@@ -245,7 +245,10 @@ def run_recipe(recipe: str, arguments: list[str], monkeypatch, capsys) -> str:
         (["--mapping.templates", "papr"], "did you mean 'paper'"),
         (["--mapping.templates", "['a photo']"], "'a photo' needs exactly one {}"),
         (["--mapping.class_names", "{'7': 'number eight'}"], "unknown value '7'"),
-        (["--mapping.kind", "identity", "--mapping.templates", "simple"], "takes one template, not 7"),
+        (
+            ["--mapping.kind", "identity", "--mapping.templates", "simple"],
+            "10 classes have 70 texts",
+        ),
         (["--source.name", "offline:lite0", "--mapping.templates", "paper"], "no text tower"),
         (["--source.name", "offline:lite0", "--mapping.within", "class"], "needs a label space made of text"),
         (["--mapping.within", "template"], "mapping.within: unknown value 'template'"),

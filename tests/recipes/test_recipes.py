@@ -55,7 +55,7 @@ def options(tiny_timm, tmp_path) -> list[str]:
 def test_train_then_evaluate_give_the_same_scores(run, options, tmp_path):
     printed = run("train", *options, "--prompt.image_size=16", "--output=run")
     results = read_results("run")
-    for name in ("class0", "class1", "class2", "test, last prompt", "validation, best", "run  run"):
+    for name in ("class0", "class1", "class2", "test, last epoch", "validation, best", "run  run"):
         assert name in printed
     for name in ("config.yaml", "metrics.jsonl", "results.json", "prompt/config.json", "plots/curves.png"):
         assert (tmp_path / "run" / name).is_file()
@@ -85,7 +85,7 @@ def test_baselines_leave_results_of_the_same_shape(recipe, method, run, options)
     assert results["method"] == method and results["num_train"] == 24 and results["num_classes"] == 3
     assert set(results["metrics"]) == {"test.last", "test.best_val", "val.best"}
     assert results["metrics"]["test.last"]["n"] == 15
-    assert "source label" not in printed and "prompt/" not in printed and "test, last weights" in printed
+    assert "source label" not in printed and "prompt/" not in printed and "test, last epoch" in printed
     assert not Path("run/prompt").exists()
 
 

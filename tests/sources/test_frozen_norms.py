@@ -1,4 +1,4 @@
-"""A frozen batch norm as a multiplication and an addition equals the norm up to rounding; other norms are not changed."""
+"""A frozen batch norm as a multiplication and an addition equals the norm up to rounding; others stay."""
 
 import pytest
 import torch

@@ -44,7 +44,7 @@ def commits() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def hub(tiny_model, commits, tmp_path_factory):
-    """A hub: every kind of model on main, older weights of four kinds on a branch, and some damaged or incomplete ones."""
+    """A hub: every kind of model on main, older weights of four kinds on a branch, and some damaged ones."""
     with Hub() as hub:
         for kind in MODELS:
             if kind in EVERY_LIBRARY:
