@@ -258,7 +258,7 @@ def test_an_unknown_name_gets_the_nearest():
 
 
 def test_a_task_is_one_registered_function(monkeypatch):
-    monkeypatch.setattr(TASKS, "_entries", dict(TASKS._entries))
+    monkeypatch.setattr(TASKS, "_loaded", dict(TASKS._loaded))
     TASKS.register("mine", lambda config: raw())
     task = load_task("mine")
     assert task.name == "mine" and task.class_names == NAMES_4 and task.num_classes == 4
