@@ -9,7 +9,7 @@ import torch
 from .config.schema import MappingConfig, RunConfig, SourceConfig
 from .data.task import Task
 from .labels.space import LabelSpace
-from .labels.templates import PAPER_FIRST, resolve_templates, text_class_names
+from .labels.templates import resolve_templates, text_class_names
 from .model import PromptedClassifier
 from .prompts.base import build_prompt
 from .registry import MAPPINGS, UserError
@@ -40,10 +40,8 @@ def source_from_config(
 
 def text_label_space(config: MappingConfig, class_names: Sequence[str]) -> LabelSpace:
     """Return the label space that a config describes for a CLIP and a task's class names."""
-    templates = config.templates or (PAPER_FIRST if config.kind == "identity" else "paper")
-    return LabelSpace.from_templates(
-        resolve_templates(templates), text_class_names(class_names, config.class_names)
-    )
+    templates = resolve_templates(config.templates or config.default_templates)
+    return LabelSpace.from_templates(templates, text_class_names(class_names, config.class_names))
 
 
 def build_classifier(

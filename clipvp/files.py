@@ -80,7 +80,7 @@ def remove_entries(entries: Iterable[CacheEntry]) -> int:
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """Have ``write`` fill a new file beside ``path``, then put it in the place of ``path``."""
+    """Let ``write`` fill a new file beside ``path``, then rename it to ``path``."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_ASIDE, dir=path.parent)
@@ -95,7 +95,7 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
             _sync_folder(path.parent)
         finally:
             aside.unlink(missing_ok=True)
-    except OSError as error:  # name the file that was asked for, not the one beside it
+    except OSError as error:  # name the requested file, not the one beside it
         if error.errno is None:
             raise
         raise OSError(error.errno, f"cannot write: {os.strerror(error.errno)}", str(path)) from error
@@ -118,14 +118,14 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 def remove_asides(folder: Path, older_than: float = 0) -> None:
-    """Remove what ``write_atomic`` left in a folder when its process was killed.
+    """Remove unfinished files of ``write_atomic`` whose process was killed.
 
     Args:
-        folder: Looked at, but not the folders in it.
-        older_than: Seconds for which a file was not written; 0 where nobody else may be writing there.
+        folder: The folder; those inside it are not searched.
+        older_than: Seconds since a file was last written; 0 if no other process may be writing there.
     """
     for aside in folder.glob(f".*{_ASIDE}"):
-        with suppress(FileNotFoundError):  # finished meanwhile
+        with suppress(FileNotFoundError):  # finished in the meantime
             if time.time() - aside.stat().st_mtime >= older_than:
                 aside.unlink()
 
@@ -135,7 +135,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write strict JSON: a NaN or an infinity is an error here, never a broken file there."""
+    """Write strict JSON; NaN and infinity are errors."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -155,7 +155,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 class Damaged(ValueError):
-    """A file is not what was written."""
+    """A file is not as it was written."""
 
 
 def digest(tensors: dict[str, Tensor], values: str = "") -> str:

@@ -1,6 +1,6 @@
-"""Anything that is an image -> a PIL RGB image -> uint8 pixels of one size.
+"""Images of any kind to PIL RGB images, and these to uint8 pixels of one size.
 
-This room knows no labels, no tensors and no disk cache; it never hides an unreadable image.
+An unreadable image is always an ``ImageError``. Labels, tensors and the disk cache are handled elsewhere.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def to_rgb(image: Any, name: str | None = None) -> Image.Image:
         name: What to call the image in an error; the path when empty.
 
     Raises:
-        ImageError: The image is damaged, empty, of no known format, or its values are out of range.
+        ImageError: The image is damaged, empty, of an unknown format, or its values are out of range.
     """
     try:
         if isinstance(image, (str, os.PathLike)):
@@ -50,7 +50,9 @@ def to_rgb(image: Any, name: str | None = None) -> Image.Image:
             return _pil_to_rgb(image)
         if hasattr(image, "__array__"):
             return _pil_to_rgb(_array_to_pil(np.asarray(image)))
-        raise TypeError(f"{type(image).__name__} is no image; give a path, bytes, a PIL image or an array")
+        raise TypeError(
+            f"{type(image).__name__} is not an image; give a path, bytes, a PIL image or an array"
+        )
     except Exception as error:  # PIL raises a dozen unrelated types on damaged files
         what = name or (os.fspath(image) if isinstance(image, (str, os.PathLike)) else type(image).__name__)
         if isinstance(error, Image.UnidentifiedImageError):
@@ -75,7 +77,7 @@ def _pil_to_rgb(image: Image.Image) -> Image.Image:
             values = values.astype(np.uint16)
         image = _array_to_pil(values)
     if image.mode in ("P", "PA") and (image.mode == "PA" or "transparency" in image.info):
-        image = image.convert("RGBA")  # the same colours, without Pillow's warning
+        image = image.convert("RGBA")  # the same colours, but Pillow does not warn
     return image.convert("RGB")
 
 
@@ -89,7 +91,9 @@ def _array_to_pil(values: np.ndarray) -> Image.Image:
         or (values.ndim == 3 and values.shape[2] not in (2, 3, 4))
         or not values.size
     ):
-        raise ValueError(f"an array of shape {values.shape} is no image; give (h, w), (h, w, c) or (c, h, w)")
+        raise ValueError(
+            f"an array of shape {values.shape} is not an image; give (h, w), (h, w, c) or (c, h, w)"
+        )
     if values.dtype == bool:
         values = values * np.uint8(255)
     elif values.dtype == np.uint16:

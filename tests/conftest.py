@@ -235,10 +235,10 @@ def left_by(folder: Path) -> tuple:
 
 
 @contextlib.contextmanager
-def full_disk(room: int = 100):
+def full_disk(size: int = 100):
     """The system refuses to write more than so many bytes to any file."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
         yield
     finally:

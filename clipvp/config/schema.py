@@ -163,6 +163,8 @@ class MappingConfig(_Choice):
         class_names: For CLIP, the task's class name to the name to put into templates.
     """
 
+    default_templates = "paper"  # not a key: what an empty ``templates`` means for the kind
+
     kind: str = "frequency"
     templates: str | list[str] | None = None
     class_names: dict[str, str] | None = None

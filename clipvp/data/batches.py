@@ -1,7 +1,7 @@
 """Batches of decoded images on the device, in an order that is a function of seed and epoch alone.
 
-No global random state is read or moved, so a counting pass between two epochs changes nothing, and every
-world size sees the same global batches.
+No global random state is used, so a counting pass between two epochs changes nothing, and the global batches are the
+same for any number of processes.
 """
 
 from __future__ import annotations
@@ -61,34 +61,34 @@ class Batches:
             images = augment(images, indices)
         return images.to(torch.float32).div_(255), labels
 
-    # Rounding depends on what is computed together, so what is cut follows a rule that knows no process.
+    # Rounding depends on what is computed together, so data is split independently of the process count.
 
     def share(self, batch: Tensor, parts: int = 1) -> tuple[Tensor, ...]:
         """Return this process's parts of a global batch.
 
         Args:
             batch: Indices (B,).
-            parts: How many a process has; where there are too few images, some are empty. As long as processes times
-                parts stay the same, so does the way in which all processes together cut the batch.
+            parts: Parts of a process; with too few images some are empty. The split of the batch depends on the
+                product of processes and parts alone.
         """
         return batch.tensor_split(self.world * parts)[self.rank * parts : (self.rank + 1) * parts]
 
     def local_indices(self, batch_size: int) -> list[Tensor]:
-        """Return the indices of this process's batches of a pass over all images, each image once over all processes.
+        """Return the indices of this process's batches in a pass over all images.
 
-        The batches of all processes together are the same for any number of them; so where there are fewer batches
-        than processes, some have nothing to do.
+        The batches of all processes together hold each image once and are the same for any number of processes. With
+        fewer batches than processes, some processes have no batch.
         """
         batches = torch.arange(len(self)).split(batch_size)
-        mine = torch.arange(len(batches)).tensor_split(self.world)[self.rank]
-        return [batches[turn] for turn in mine.tolist() if len(batches[turn])]
+        own = torch.arange(len(batches)).tensor_split(self.world)[self.rank]
+        return [batches[place] for place in own.tolist() if len(batches[place])]
 
     def num_local_images(self, batch_size: int) -> int:
-        """Return how many images of a pass over all are this process's."""
+        """Return how many images this process has in a pass over all images."""
         return sum(map(len, self.local_indices(batch_size)))
 
     def local_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield this process's batches of a pass over all images, in order."""
+        """Yield this process's batches in a pass over all images, in order."""
         for batch in self.local_indices(batch_size):
             yield self.take(batch)
 

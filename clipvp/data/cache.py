@@ -1,10 +1,10 @@
-"""The decode-once cache: pixels of one base data set at one size, on disk, trusted only by checksum.
+"""The cache of decoded images: pixels of one base data set at one size, on disk, each with a checksum.
 
 An entry is a folder with three files. ``pixels.u8`` holds (base size, h, w, 3) bytes, sparse where the
 system can. ``crc.u64`` holds for each image its CRC-32 plus 2**32, or 0 while the image is absent.
 ``entry.json`` says what it is. Runs that write one entry at the same time write the same bytes, and an
-image whose checksum differs counts as absent, so no lock is needed and an interrupted run loses nothing. What a
-killed run was about to put in place is removed when the entry is next opened, once it is surely nobody's.
+image whose checksum differs counts as absent, so no lock is needed and an interrupted run loses nothing. Unfinished
+files of a killed run are removed when the entry is next opened, once they are old enough to be surely abandoned.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import numpy as np
 from ..files import CacheEntry, cache_root, remove_asides, write_atomic, write_json
 from ..images import Resize
 
-FORMAT = 1  # raise it when the meaning of an entry's bytes changes: old entries are then never met
-ABANDONED = 3600.0  # seconds after which a file that takes milliseconds to write is nobody's
+FORMAT = 1  # raise it when the meaning of an entry's bytes changes: old entries are then not used
+ABANDONED = 3600.0  # seconds; files here take milliseconds to write, so an older unfinished one is abandoned
 PRESENT = 1 << 32  # tells an image whose CRC is 0 from an absent one
 
 
@@ -48,12 +48,12 @@ class Entry:
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
         self.folder = cache_root(cache_dir) / "images" / key
         self.folder.mkdir(parents=True, exist_ok=True)
-        with suppress(OSError):  # a cache that may only be read is tidied by its owner
+        with suppress(OSError):  # a read-only cache is tidied by its owner
             remove_asides(self.folder, older_than=ABANDONED)
         self._shape = (count, *resize.size, 3)
         known = _read_json(self.folder / "entry.json")
         if {field: known.get(field) for field in identity} != identity:
-            for file in ("pixels.u8", "crc.u64"):  # not ours, whatever they hold
+            for file in ("pixels.u8", "crc.u64"):  # of another entry or damaged
                 (self.folder / file).unlink(missing_ok=True)
             write_json(self.folder / "entry.json", {"name": name, **identity})
         self._pixels = _open_sized(self.folder / "pixels.u8", math.prod(self._shape))
@@ -84,7 +84,7 @@ class Entry:
         """Keep the pixels (n, h, w, 3) uint8 of the images of the base at ``indices`` (n,)."""
         crcs = np.array([_checksum(image) for image in pixels], "<u8")
         # Not through a map: a full disk would then end the process by a signal, not by an error.
-        # In runs of neighbours: each call into the system makes the decoding threads change places.
+        # Neighbours together: each system call makes the decoding threads switch.
         for file, values in ((self._pixels, pixels), (self._crcs, crcs)):
             for run in np.split(np.arange(len(indices)), np.flatnonzero(np.diff(indices) != 1) + 1):
                 if len(run):
@@ -130,7 +130,7 @@ def _checksum(pixels: np.ndarray) -> int:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """Return the file's dictionary, an empty one when there is none to be had."""
+    """Return the file's dictionary, or an empty one if it cannot be read."""
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -139,10 +139,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _open_sized(path: Path, size: int):
-    """Open a file of exactly ``size`` bytes, a new one of zeros when it has another size or is none."""
+    """Open a file of exactly ``size`` bytes, or a new one of zeros if it is missing or has another size."""
     if not (path.is_file() and path.stat().st_size == size):
         write_atomic(path, lambda aside: os.truncate(aside, size))
     try:
         return open(path, "r+b")
-    except OSError:  # a cache that may only be read can still hold all that is needed
+    except OSError:  # a read-only cache may still hold everything that is needed
         return open(path, "rb")

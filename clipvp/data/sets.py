@@ -19,10 +19,10 @@ from .decode import load_pixels
 
 @dataclass(eq=False)
 class ImageTensors:
-    """Decoded images: N of M that lie in memory, or in the cache's file and are read where they are used.
+    """Decoded images: N of M images in memory, or in the cache's file, from which they are read when they are used.
 
     Args:
-        base: (M, 3, h, w) uint8, 0..255, laid out channels-last.
+        base: (M, 3, h, w) uint8, 0..255, in channels-last memory format.
         labels: (N,) int64.
         rows: (N,) int64, the place of each image in the base; the whole base in order when None.
         skipped: Names of the images that were left out because they cannot be read.

@@ -16,6 +16,8 @@ from .one_to_one import OneToOneMapping
 class IdentityConfig(MappingConfig):
     """Labels and classes with the same names; for CLIP, one template and every class its own text (VP + TP)."""
 
+    default_templates = "This is a photo of a {}."
+
     kind: str = "identity"
 
 

@@ -1,4 +1,4 @@
-"""Text embeddings, made once for each label space and kept on disk."""
+"""Text embeddings, computed once for each label space and stored on disk."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def text_embeddings(
         check: Called before anything is encoded; raises where a text cannot be.
         progress: Show a bar, on a terminal.
 
-    A cache file that is cut, changed or of another key is made again. Runs that start at once encode once.
+    A cache file that is damaged or has another key is made again. Of runs that start together, one encodes.
     """
     full_key = json.dumps({**key, "texts": list(texts)}, sort_keys=True)
     path = cache_root() / "text" / f"{hashlib.sha256(full_key.encode()).hexdigest()[:32]}.safetensors"
@@ -75,7 +75,7 @@ def text_embeddings(
         found = encode_in_batches(encode, texts, progress)
         try:
             save_state(path, {"embeddings": found}, {"key": full_key})
-        except OSError as error:  # the embeddings are there all the same
+        except OSError as error:  # the embeddings can be used without the file
             reason = str(error).splitlines()[0]
             warnings.warn(f"text embeddings are made anew each time: {reason}", stacklevel=2)
         return found

@@ -1,4 +1,4 @@
-"""What a loader hands over before anything is chosen: the splits as they lie on disk, and which is which."""
+"""What a loader returns before anything is chosen: the splits as they are on disk."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class RawTask:
         val: Validation images, if the task has a split of them.
         test: Test images; carved from train when empty.
         info: Where it came from, ready for JSON.
-        empty: Where its images hold nothing, by a name in ``clipvp.prompts.base.EMPTY``.
+        empty: Where its images are empty, by a name in ``clipvp.prompts.masked.EMPTY``.
     """
 
     class_names: list[str]
