@@ -79,7 +79,7 @@ def parse(
     parser.set_defaults(defaults or {})
     for place, key, value in _options(arguments):
         if key == "--config":
-            value = yaml.safe_dump(choices.without_others(_read_yaml(value)), allow_unicode=True)
+            value = yaml.safe_dump(choices.without_others(_read_yaml(value)))
         elif key == "--plugins":
             value = yaml.safe_dump(_listed(yaml.safe_load(value)), default_flow_style=True)
         else:

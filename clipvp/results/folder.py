@@ -87,7 +87,10 @@ def config_yaml(config: RunConfig) -> str:
     """Return a config as YAML that ``--config`` reads."""
     import yaml
 
-    return yaml.safe_dump(settings_of(config), sort_keys=False, allow_unicode=True)
+    values = settings_of(config)
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    # YAML loses a few control characters that it writes as they are.
+    return text if yaml.safe_load(text) == values else yaml.safe_dump(values, sort_keys=False)
 
 
 def read_results(folder: str | Path) -> dict[str, Any]:
