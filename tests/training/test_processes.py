@@ -164,7 +164,7 @@ def images(tmp_path):
 def test_many_processes_give_what_one_gives(processes, statistics, images, tiny_timm, tmp_path):
     alone(settings_of(images, tiny_timm, tmp_path / "one", statistics))
     printed = launched(processes, settings_of(images, tiny_timm, tmp_path / "many", statistics))
-    assert printed.count("test, last prompt") == 1  # one process speaks
+    assert printed.count("test, last epoch") == 1  # one process speaks
     check_same(tmp_path / "one", tmp_path / "many", processes)
 
 
