@@ -15,7 +15,7 @@ from ..labels.space import LabelSpace
 from ..mappings.base import LabelMapping
 from ..prompts.base import VisualPrompt
 from ..registry import MAPPINGS, PROMPTS, SOURCES, Registry, UserError
-from ..results.tables import mapping_rows
+from ..results.tables import MOST_LINKS, mapping_rows
 from ..sources.base import Source
 from ..sources.hub import hub_access
 from ..sources.load import load_source
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from ..model import PromptedClassifier
 
 _TOLERANCE = 1e-6  # of mean and std, which libraries may round to float32
-_LINKS = 5  # saved of each class, for people
 
 
 def artifact_tensors(classifier: PromptedClassifier) -> dict[str, Tensor]:
@@ -71,7 +70,7 @@ def artifact_config(classifier: PromptedClassifier, public: bool = False) -> dic
         "preprocessing": _preprocessing(prompt, source),
         "plugins": sorted({plugin for plugin in plugins if plugin}),
         # For people: loading takes the mapping from the tensors, and reads neither table nor results.
-        "mapping_table": mapping_rows(mapping.links(_LINKS), source.labels.names, classifier.class_names),
+        "mapping_table": mapping_rows(mapping.links(MOST_LINKS), source.labels.names, classifier.class_names),
         "results": classifier.results,
     }
 
@@ -192,7 +191,7 @@ def load_prompt(
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(tensors[name])
-    index = mapping.links(_LINKS).index
+    index = mapping.links(MOST_LINKS).index
     if mapping.takes == "logits" and not -1 <= int(index.min()) <= int(index.max()) < len(frozen.labels):
         raise UserError(f"prompt {where}: the mapping names labels outside 0..{len(frozen.labels) - 1}")
     try:

@@ -134,7 +134,7 @@ def test_the_gallery_has_the_image_the_label_and_the_counts_of_each_class(draw):
     taken = {0: (1, 14, "70%"), 1: (4, 18, "90%"), 2: (2, 17, "85%")}
     for c, image in first_images().items():
         np.testing.assert_allclose(axes[c].images[0].get_array(), image, atol=1e-6)
-        text = " ".join(text.get_text() for text in axes[c].texts)
+        text = " ".join(" ".join(text.get_text() for text in axes[c].texts).split())
         label, count, share = taken[c]
         assert NAMES[c] in text and f"label {label}" in text
         assert f"when chosen: {count} images, {share} of the class" in text

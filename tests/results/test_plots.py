@@ -254,7 +254,7 @@ def test_gallery_has_a_card_for_each_class():
     examples = [torch.rand(3, 8, 12), None, torch.rand(3, 9, 5), torch.rand(3, 4, 4), torch.rand(3, 4, 4)]
     figure = plots.plot_gallery(rows, examples, [None, *examples[:4]])
     for ax, row in zip(figure.axes, rows, strict=False):
-        text = " ".join(text.get_text() for text in ax.texts)
+        text = " ".join(" ".join(text.get_text() for text in ax.texts).split())
         assert row["class"] in text and row["label"] in text and f"{row['count']} images" in text
         assert f"{row['share']:.0%}" in text
     assert [len(ax.images) for ax in figure.axes[:5]] == [1, 1, 1, 2, 2]

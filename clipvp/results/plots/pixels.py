@@ -186,6 +186,7 @@ def _write_row(ax, row: Mapping[str, Any], left: float, inches: float) -> None:
     (name, label), look = writing(
         [wrap(shorten(row["class"], 48), inches, 10.5, 2), wrap(label, inches, 8.5, 3)]
     )
+    numbers = wrap(numbers, inches, 8)
     text = {"verticalalignment": "top", **look}
     ax.text(left, 1.0, name, fontsize=9.5, fontweight="bold", **text)
     ax.text(left, 1.0 - 0.16 * (1 + name.count("\n")), label, fontsize=8.5, color=VERMILION, **text)
