@@ -53,7 +53,7 @@ def score_prompt(config: EvaluateConfig) -> None:
     from ..data.task import load_task
     from ..files import write_json
     from ..model import PromptedClassifier
-    from ..results.tables import percent
+    from ..results.tables import SCORE_COLUMNS, percent
     from ..scoring.scores import evaluate
 
     prepare_cpu()
@@ -65,8 +65,9 @@ def score_prompt(config: EvaluateConfig) -> None:
     result = evaluate(classifier, task, config.split, batch_size=config.batch_size, accelerator=accelerator)
     scores = result.to_dict()
     rows = [[name, percent(share)] for name, share in zip(task.class_names, result.per_class(), strict=True)]
-    rows += [["", ""], ["top-1", percent(scores["acc1"])], ["top-5", percent(scores["acc5"])]]
-    rows += [["mean per-class recall", percent(scores["mean_per_class_recall"])], ["images", scores["n"]]]
+    rows.append(["", ""])
+    for key, column in SCORE_COLUMNS.items():
+        rows.append([column, scores[key] if key == "n" else percent(scores[key])])
     accelerator.print(
         tabulate(rows, headers=[f"{task.name}, {config.split}", "accuracy"], disable_numparse=True)
     )
