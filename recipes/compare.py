@@ -70,6 +70,7 @@ def main() -> None:
                 accelerator.print(f"== {name}, seed {run.seed}" + (": finished before" if results else ""))
                 if results is None:
                     task = load_task(run.data, seed=run.seed, protocol=run.train.protocol)
+                    accelerator.print(f"{task}\n")
                     classifier = build_classifier(run, task, accelerator.device)
                     results = fit(classifier, task, run, accelerator).results
                 done[name].append(results)

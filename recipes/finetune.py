@@ -29,6 +29,7 @@ def main() -> None:
         prepare_cpu()
         accelerator = Accelerator()
         task = load_task(config.data, seed=config.seed, protocol=config.train.protocol)
+        accelerator.print(f"{task}\n")
         source = source_from_config(
             config.source, lambda: text_label_space(config.mapping, task.class_names), accelerator.device
         )

@@ -39,6 +39,7 @@ def main() -> None:
         if accelerator.num_processes > 1:
             raise UserError("recipes/linear_probe.py runs on one process; start it with python")
         task = load_task(config.data, seed=config.seed, protocol=config.train.protocol)
+        accelerator.print(f"{task}\n")
         source = source_from_config(
             config.source, lambda: text_label_space(config.mapping, task.class_names), accelerator.device
         )

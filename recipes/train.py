@@ -25,6 +25,7 @@ def main() -> None:
         prepare_cpu()
         accelerator = Accelerator()
         task = load_task(config.data, seed=config.seed, protocol=config.train.protocol)
+        accelerator.print(f"{task}\n")
         classifier = build_classifier(config, task, accelerator.device)
         result = fit(classifier, task, config, accelerator)
         accelerator.print(summary(result.results, result.output))

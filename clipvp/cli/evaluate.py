@@ -16,8 +16,10 @@ class EvaluateConfig:
     Args:
         prompt: Folder or hub id of the saved prompt.
         source: Overrides the saved source name.
-        data: The task; its class names must be the prompt's.
-        split: train, val or test.
+        data: The task; its class names must be the prompt's, or some of them.
+        split: train, val, test or all; when empty the data's own test split, or all images where it has no splits, or
+            the carved test images where the prompt was trained on the data.
+        among: Which classes are chosen from, prompt (all of the prompt's) or task (those of the data alone).
         batch_size: Images at a time, a process.
         precision: Arithmetic of the frozen part (fp32, bf16, fp16).
         seed: The seed of a carved validation split or of a few-shot choice.
@@ -28,7 +30,8 @@ class EvaluateConfig:
     prompt: str = ""
     source: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
-    split: str = "test"
+    split: str | None = None
+    among: str = "prompt"
     batch_size: int = 128
     precision: str = "fp32"
     seed: int = 0
@@ -36,7 +39,9 @@ class EvaluateConfig:
     plugins: list[str] = field(default_factory=list)
 
     def __post_init__(self):
-        check_choice("split", self.split, ["train", "val", "test"])
+        if self.split is not None:
+            check_choice("split", self.split, ["train", "val", "test", "all"])
+        check_choice("among", self.among, ["prompt", "task"])
         check_choice("precision", self.precision, ["fp32", "bf16", "fp16"])
         if not self.prompt:
             raise UserError(
@@ -50,7 +55,7 @@ def score_prompt(config: EvaluateConfig) -> None:
     from tabulate import tabulate
 
     from ..cpu import prepare_cpu
-    from ..data.task import load_task
+    from ..data.task import data_name
     from ..files import write_json
     from ..model import PromptedClassifier
     from ..results.tables import SCORE_COLUMNS, percent
@@ -61,15 +66,25 @@ def score_prompt(config: EvaluateConfig) -> None:
     classifier = PromptedClassifier.from_pretrained(
         config.prompt, source=config.source, precision=config.precision, device=accelerator.device
     )
-    task = load_task(config.data, seed=config.seed)
-    result = evaluate(classifier, task, config.split, batch_size=config.batch_size, accelerator=accelerator)
+    result = evaluate(
+        classifier,
+        config.data,
+        config.split,
+        among=config.among,
+        batch_size=config.batch_size,
+        accelerator=accelerator,
+        seed=config.seed,
+    )
     scores = result.to_dict()
-    rows = [[name, percent(share)] for name, share in zip(task.class_names, result.per_class(), strict=True)]
+    pairs = list(zip(result.class_names, result.per_class(), strict=True))
+    rows = [[name, percent(share)] for name, share in pairs if share is not None]
+    if without := len(pairs) - len(rows):
+        rows.append([f"({without} more classes, without images here)", ""])
     rows.append(["", ""])
     for key, column in SCORE_COLUMNS.items():
         rows.append([column, scores[key] if key == "n" else percent(scores[key])])
-    accelerator.print(
-        tabulate(rows, headers=[f"{task.name}, {config.split}", "accuracy"], disable_numparse=True)
-    )
+    accelerator.print(f"scored: {result.scored}\n")
+    accelerator.print(tabulate(rows, headers=["class", "accuracy"], disable_numparse=True))
     if config.json and accelerator.is_main_process:
-        write_json(Path(config.json), {"task": task.name, "split": config.split, **scores})
+        named = {"task": data_name(config.data), "split": config.split, "among": config.among}
+        write_json(Path(config.json), {**named, "scored": result.scored, **scores})

@@ -178,8 +178,8 @@ class DataConfig(_Choice):
     """The target task.
 
     Args:
-        name: A registered task, a folder of images, a folder with a split file of CoOp, a parquet file or folder of
-            them, or a hub data set.
+        name: A registered task, a folder of images, a folder with a split file of CoOp, a table (.csv, .tsv, .parquet,
+            .json, .jsonl) or a folder of them, or a hub data set.
         folder: Folder of a registered task's files in CoOp's layout; they are read instead of the hub's.
         classes: all, base (the first half of the classes, in the order of their labels) or new (the rest).
         shots: Training images a class (few-shot); validation then has min(shots, 4) a class.
@@ -191,11 +191,14 @@ class DataConfig(_Choice):
         on_error: What an unreadable image does: raise (all are listed) or skip (left out and counted).
         image_column: Column of images in a table; found by its type when empty.
         label_column: Column of labels in a table; found by its type when empty.
+        split_column: Column of split names in a table; found by its name when empty, not used when none.
+        class_names: Names for classes that are numbers: a list in their order; a map of a class to its name; or a file
+            of either (.txt, .yaml, .json).
         config: Configuration of a hub data set.
         revision: Branch, tag or commit of a hub data set.
-        train_split: Split to train on.
-        val_split: Split to validate on; carved when empty and the task has none.
-        test_split: Split to test on.
+        train_split: Split to train on; of an image folder, "." takes every folder for a class.
+        val_split: Split to validate on; carved when empty and the task has none; none uses no split.
+        test_split: Split to test on; none uses no split, and the test images are carved from train.
         cache_dir: Folder of decoded images; the user's cache folder when empty.
     """
 
@@ -210,6 +213,8 @@ class DataConfig(_Choice):
     on_error: str = "raise"
     image_column: str | None = None
     label_column: str | None = None
+    split_column: str | None = None
+    class_names: str | list[str] | dict[str, str] | None = None
     config: str | None = None
     revision: str | None = None
     train_split: str | None = None

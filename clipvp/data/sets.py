@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,8 @@ class ImageSet:
         name: What to call the set in messages.
         fingerprint: Changes whenever the base's images change; empty where that cannot be known, and
             decoded images are then not kept on disk.
+        identity: The same wherever the base's images are the same, also in a copy of their files; None where that
+            cannot be known.
         indices: (N,) place in the base of each image of this set; the whole base when empty.
     """
 
@@ -59,6 +61,7 @@ class ImageSet:
     labels: np.ndarray
     name: str = "images"
     fingerprint: str | None = None
+    identity: str | None = None
     indices: np.ndarray | None = None
 
     def __post_init__(self):
@@ -73,7 +76,7 @@ class ImageSet:
 
     def subset(self, rows: np.ndarray) -> ImageSet:
         """Return the images at ``rows`` of this set; they share the base and its decoded images."""
-        return ImageSet(self.items, self.labels[rows], self.name, self.fingerprint, self.indices[rows])
+        return replace(self, labels=self.labels[rows], indices=self.indices[rows])
 
     def class_counts(self, num_classes: int) -> np.ndarray:
         """Return how many images each class has: (T,) int64."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..config.schema import DataConfig
 from ..images import Resize
+from ..labels.names import rename_classes
 from ..registry import TASKS, UserError, check_choice, nearest
 from .catalog import TASK_TABLE
 from .loaders.coop import is_coop, load_coop
@@ -23,7 +24,8 @@ from .loaders.raw import RawTask, name_few
 from .sets import ImageSet, ImageTensors
 from .splits import MAX_TEST, VAL, carve_test, choose_shots, choose_stratified, choose_train
 
-SPLITS = ("train", "val", "test")
+SPLITS = ("train", "val", "test", "all")
+CARVED = "carved from train"
 
 
 @dataclass(eq=False)
@@ -41,6 +43,9 @@ class Task:
         cache_dir: Folder of decoded images; the user's cache folder when empty.
         on_error: What an unreadable image does: raise or skip.
         empty: Where its images hold nothing, by a name in ``clipvp.prompts.base.EMPTY``.
+        notes: What was taken for what when it was read, and what is not used: sentences for people.
+        whole: Every image, where the data has no splits of its own.
+        identity: The same wherever the same images are, however they are split; None where that cannot be known.
     """
 
     name: str
@@ -53,30 +58,74 @@ class Task:
     cache_dir: str | None = None
     on_error: str = "raise"
     empty: str | None = None
+    notes: list[str] = field(default_factory=list)
+    whole: ImageSet | None = None
+    identity: str | None = None
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
 
-    def tensors(self, split: str, resize: Resize, *, progress: bool = True) -> ImageTensors:
-        """Decode the images of train, val or test; see ``ImageSet.tensors``."""
+    def images(self, split: str) -> ImageSet:
+        """Return the images of train, val or test; or all of them, where the data has no splits of its own.
+
+        Raises:
+            UserError: There is no such split.
+        """
         check_choice("split", split, SPLITS)
-        images = getattr(self, split)
+        images = self.whole if split == "all" else getattr(self, split)
+        if images is None and split == "all":
+            named = [name for name in SPLITS[:3] if getattr(self, name) is not None]
+            raise UserError(f"{self.name} has splits of its own; score one of them: {', '.join(named)}")
         if images is None:
             hint = "; it is a test set, to score prompts on" if self.train is None else ""
             raise UserError(f"{self.name} has no {split} split{hint}")
+        return images
+
+    def tensors(self, split: str, resize: Resize, *, progress: bool = True) -> ImageTensors:
+        """Decode the images of train, val, test or all; see ``images`` and ``ImageSet.tensors``."""
+        images = self.images(split)
+        if split == "train":
+            _check_trainable(images, self.class_names)
         decoded = images.tensors(resize, cache_dir=self.cache_dir, on_error=self.on_error, progress=progress)
         if not len(decoded):
             raise UserError(f"{images.name}: none of its {len(images)} images can be read")
         if split == "train" and decoded.skipped:
-            _check_classes(
-                decoded.labels.numpy(), self.class_names, f"{images.name}, unreadable images left out"
-            )
+            where = f"{images.name}, unreadable images left out"
+            _check_classes(decoded.labels.numpy(), self.class_names, where)
         return decoded
+
+    def says(self, split: str) -> str:
+        """Return how many images a split has and where they come from, as a person reads it."""
+        images = self.images(split)
+        count = f"{len(images)} image{'' if len(images) == 1 else 's'}"
+        limit = self.info.get("max_test") if split in ("test", "all") else None
+        most = f", at most {limit} by data.max_test" if limit is not None else ""
+        if split == "all":
+            return f"all {count} of {images.name}" if limit is None else f"{count} of {images.name}{most}"
+        source = self.info.get(f"{split}_from", images.name)
+        if source == CARVED:
+            return f"{count}, {round(100 * self.info[f'{split}_share'], 1):g} % {CARVED}{most}"
+        return f"{count} of {images.name}{most}"
+
+    def __str__(self) -> str:
+        """Return what was read: classes, images of each split and where they come from, and what is not used."""
+        names = [str(name) for name in self.class_names]
+        few = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+        lines = [f"{self.name}: {len(names)} classes ({few}), from {self.info.get('from', 'Python')}"]
+        if self.train is None and self.whole is not None:
+            lines.append(f"  {self.says('all')}")
+        else:
+            splits = [split for split in SPLITS[:3] if getattr(self, split) is not None]
+            lines += [f"  {split:<5} {self.says(split)}" for split in splits]
+        notes = list(self.notes)
+        if all(name.isdecimal() for name in names):
+            notes.append("the classes are numbers; data.class_names gives them names")
+        return "\n".join([*lines, *(f"  {note}" for note in notes)])
 
     def describe(self) -> dict[str, Any]:
         """Return what a run's results say of the task, ready for JSON; few-shot choices image by image."""
-        splits = {split: getattr(self, split) for split in SPLITS if getattr(self, split) is not None}
+        splits = {split: getattr(self, split) for split in SPLITS[:3] if getattr(self, split) is not None}
         described = {
             "name": self.name,
             "class_names": self.class_names,
@@ -84,6 +133,8 @@ class Task:
             "sizes": {split: len(images) for split, images in splits.items()},
             "fingerprints": {split: images.fingerprint for split, images in splits.items()},
             "split_hash": self.split_hash,
+            "identity": self.identity,
+            "notes": self.notes,
             **self.info,
         }
         if self.info.get("shots") is not None:
@@ -108,7 +159,8 @@ class Task:
         """Make a task of data sets that are in Python already.
 
         Args:
-            train: A ``datasets.Dataset``, or any data set with a length and (image, label) items.
+            train: A ``datasets.Dataset``, or any data set with a length and (image, label) items; or a
+                ``datasets.DatasetDict``, whose splits are taken by their names.
             test: The same for testing; carved from train when empty.
             val: The same for validation; carved from train when empty, see ``load_task``.
             class_names: The classes in the order of their labels; the data set's own when empty.
@@ -117,23 +169,36 @@ class Task:
             seed: Chooses the images.
             protocol: val or paper, see ``load_task``.
         """
-        config = replace(config or DataConfig(), train_split="train", val_split=None, test_split=None)
+        config = config or DataConfig()
         splits = {"train": train, "val": val, "test": test}
         splits = {role: data for role, data in splits.items() if data is not None}
         names = None if class_names is None else list(class_names)
         library = sys.modules.get("datasets")  # who has made one has imported it
-        if library and all(isinstance(data, library.Dataset) for data in splits.values()):
-            from .loaders.table import from_datasets
-
-            config = replace(config, **{f"{role}_split": role for role in splits})
-            raw = from_datasets(splits, config, name=name, class_names=names)
+        if library and isinstance(train, library.DatasetDict) and len(splits) == 1:
+            raw = _from_tables(dict(train), config, name, names)
+        elif library and all(isinstance(data, library.Dataset) for data in splits.values()):
+            chosen = {
+                f"{role}_split": None if len(splits) == 1 else splits.get(role) and role
+                for role in SPLITS[:3]
+            }
+            raw = _from_tables(splits, replace(config, **chosen), name, names)
         else:
             raw = from_pairs(splits, name=name, class_names=names)
         return build_task(name, raw, config, seed=seed, protocol=protocol)
 
 
-def load_task(data: str | DataConfig, *, seed: int = 0, protocol: str = "val") -> Task:
-    """Load a target task and choose its splits.
+def _from_tables(
+    splits: dict[str, Any], config: DataConfig, name: str, class_names: list[str] | None
+) -> RawTask:
+    from .loaders.table import Tables, from_datasets
+
+    return from_datasets(Tables(splits), config, name=name, class_names=class_names)
+
+
+def load_task(
+    data: str | DataConfig, *, seed: int = 0, protocol: str = "val", test_set: bool = False
+) -> Task:
+    """Load a target task and choose its splits. ``print(task)`` says what was read.
 
     Args:
         data: A registered task, an image folder, a folder with a split file of CoOp, a parquet or CSV file, a
@@ -142,14 +207,21 @@ def load_task(data: str | DataConfig, *, seed: int = 0, protocol: str = "val") -
         seed: Chooses the carved validation split and the limited training images, never the test images.
         protocol: val (a task without validation images gets ``data.val`` of its training images) or paper
             (all training images train, nothing validates).
+        test_set: It is read to score on: nothing is carved, and it may lack classes. Where the data has no splits of
+            its own, its test split is every image.
 
     Raises:
         UserError: The task is not found, or does not fit: the message says what would.
     """
     config = DataConfig(name=data) if isinstance(data, str) else data
+    raw = _load_raw(config)
+    return build_task(data_name(config), raw, config, seed=seed, protocol=protocol, test_set=test_set)
+
+
+def data_name(config: DataConfig) -> str:
+    """Return what to call the task that a config names."""
     path = Path(config.name).expanduser()
-    name = path.stem if path.is_file() else path.resolve().name
-    return build_task(name, _load_raw(config), config, seed=seed, protocol=protocol)
+    return path.stem if path.is_file() else path.resolve().name
 
 
 def _load_raw(config: DataConfig) -> RawTask:
@@ -162,16 +234,18 @@ def _load_raw(config: DataConfig) -> RawTask:
     path = Path(config.name).expanduser()
     if path.is_dir() and is_coop(path):
         return load_coop(path)
-    if path.is_dir() and next(path.rglob("*.parquet"), None) is None:
+    from .loaders import read_table
+
+    if path.is_dir() and not read_table.is_table_folder(path):
         from .loaders.folder import load_folder
 
         return load_folder(config)
-    if path.is_file() and path.suffix not in (".parquet", ".csv"):
-        raise UserError(f"data.name: {config.name} is no task; give a .parquet or .csv file, or a folder")
+    if path.is_file() and path.suffix.lower() not in read_table.FILE_ENDINGS:
+        raise UserError(
+            f"data.name: {config.name} is no task; give a table ({', '.join(read_table.FILE_ENDINGS)}) or a folder"
+        )
     if path.exists() or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", config.name):
-        from .loaders.table import load_table
-
-        return load_table(config)
+        return read_table.load_table(config)
     if "/" in config.name or path.is_absolute():
         raise UserError(f"data.name: there is no folder or file {config.name}")
     raise UserError(
@@ -180,25 +254,34 @@ def _load_raw(config: DataConfig) -> RawTask:
     )
 
 
-def build_task(name: str, raw: RawTask, config: DataConfig, *, seed: int = 0, protocol: str = "val") -> Task:
+def build_task(
+    name: str,
+    raw: RawTask,
+    config: DataConfig,
+    *,
+    seed: int = 0,
+    protocol: str = "val",
+    test_set: bool = False,
+) -> Task:
     """Check what a loader found and choose the images of each split."""
     check_choice("train.protocol", protocol, ["val", "paper"])
+    if config.class_names is not None:
+        raw = _renamed(raw, config.class_names)
     _check(raw)
     raw = raw.of_classes(config.classes)
     _check(raw)
+    if raw.train is not None and not test_set:
+        _check_trainable(raw.train, raw.class_names)
     num_classes, train, test = len(raw.class_names), raw.train, raw.test
     given = raw.info.get("splits", {})  # says so when a validation split is the test set
-    test_from = given.get("test", "test")
-    if train is not None and test is None:
-        test_from = "carved from train"
-        train_rows, test_rows = carve_test(train.labels, num_classes, config.test)
-        if not len(test_rows):
-            raise UserError(
-                f"{train.name}: {len(train)} images in {num_classes} classes are too few to carve a test"
-            )
-        train, test = train.subset(train_rows), train.subset(test_rows)
-    if config.max_test is not None:
-        test = test.subset(choose_stratified(test.labels, num_classes, config.max_test, MAX_TEST))
+    test_from, whole = given.get("test", "test"), None
+    if test is None:
+        whole = _limited(train, num_classes, config.max_test)
+        if test_set:
+            train, test, test_from = None, whole, "all"
+        else:
+            train, test, test_from = *_carve(train, num_classes, config.test), CARVED
+    test = _limited(test, num_classes, config.max_test)
 
     val, val_from = None, "none"
     if train is not None:
@@ -207,11 +290,51 @@ def build_task(name: str, raw: RawTask, config: DataConfig, *, seed: int = 0, pr
 
     limits = ("classes", "shots", "max_train", "max_test")
     chosen = {**{name: getattr(config, name) for name in limits}, "seed": seed, "protocol": protocol}
-    info = {**raw.info, **chosen, "val_from": val_from, "test_from": test_from}
+    shares = {f"{role}_share": share for role, share in (("val", config.val), ("test", config.test))}
+    info = {**raw.info, **chosen, **shares, "val_from": val_from, "test_from": test_from}
     splits = {"train": train, "val": val, "test": test}
-    reading = {"cache_dir": config.cache_dir, "on_error": config.on_error, "empty": raw.empty}
-    names = list(raw.class_names)
-    return Task(name, names, **splits, split_hash=_hash(names, splits), info=info, **reading)
+    return Task(
+        name,
+        list(raw.class_names),
+        **splits,
+        split_hash=_hash(list(raw.class_names), splits),
+        info=info,
+        cache_dir=config.cache_dir,
+        on_error=config.on_error,
+        empty=raw.empty,
+        notes=raw.notes,
+        whole=whole,
+        identity=_identity(raw),
+    )
+
+
+def _carve(train: ImageSet, num_classes: int, share: float) -> tuple[ImageSet, ImageSet]:
+    """Return the images that are left to train, and those that test."""
+    train_rows, test_rows = carve_test(train.labels, num_classes, share)
+    if not len(test_rows):
+        raise UserError(
+            f"{train.name}: {len(train)} images in {num_classes} classes are too few to carve a test"
+        )
+    return train.subset(train_rows), train.subset(test_rows)
+
+
+def _limited(images: ImageSet, num_classes: int, most: int | None) -> ImageSet:
+    return (
+        images
+        if most is None
+        else images.subset(choose_stratified(images.labels, num_classes, most, MAX_TEST))
+    )
+
+
+def _renamed(raw: RawTask, given: Any) -> RawTask:
+    """Return a task with the class names, in the order, that ``data.class_names`` gives."""
+    names, order = rename_classes(raw.class_names, given)
+    if order is None:
+        return replace(raw, class_names=names)
+    place = np.argsort(order)
+    sets = {role: getattr(raw, role) for role in SPLITS[:3]}
+    sets = {role: images and replace(images, labels=place[images.labels]) for role, images in sets.items()}
+    return replace(raw, class_names=names, **sets)
 
 
 def _choose_train_val(
@@ -227,7 +350,7 @@ def _choose_train_val(
     if protocol == "paper" or (val is None and not len(val_rows)):
         val, val_from = None, "none"
     elif val is None:
-        val, val_from = train.subset(val_rows), "carved from train"
+        val, val_from = train.subset(val_rows), CARVED
     elif config.shots is not None:
         val = val.subset(choose_shots(val.labels, num_classes, min(config.shots, 4), VAL, seed))
     return chosen, val, val_from
@@ -243,12 +366,24 @@ def _hash(class_names: list[str], splits: dict[str, ImageSet | None]) -> str:
     return digest.hexdigest()[:16]
 
 
+def _identity(raw: RawTask) -> str | None:
+    """Return a hash of all images and their classes, whatever is chosen of them; None where images have no identity."""
+    digest = hashlib.sha256(repr(raw.class_names).encode(errors="surrogateescape"))
+    for images in (raw.train, raw.val, raw.test):
+        if images is not None and images.identity is None:
+            return None
+        if images is not None:
+            digest.update(f"{images.identity} {len(images)}".encode())
+            digest.update(images.labels.astype("<i8").tobytes())
+    return digest.hexdigest()[:16]
+
+
 def _check(raw: RawTask) -> None:
     names = raw.class_names
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise UserError(f"{raw.name}: class names appear twice: {name_few(repeated)}")
-    if len(names) < 2:
-        raise UserError(f"{raw.name}: {len(names)} class {names}; a task needs two or more")
+    if not names:
+        raise UserError(f"{raw.name}: there are no classes")
     for images in (raw.train, raw.val, raw.test):
         if images is None:
             continue
@@ -258,8 +393,13 @@ def _check(raw: RawTask) -> None:
             label for label in (images.labels.min(), images.labels.max()) if not 0 <= label < len(names)
         ]:
             raise UserError(f"{images.name}: label {wrong[0]} is not within 0..{len(names) - 1}")
-    if raw.train is not None:
-        _check_classes(raw.train.labels, names, raw.name)
+
+
+def _check_trainable(images: ImageSet, class_names: list[str]) -> None:
+    """Raise ``UserError`` where there is nothing to tell apart, or a class has no images."""
+    if len(class_names) < 2:
+        raise UserError(f"{images.name}: {len(class_names)} class {class_names}; a task needs two or more")
+    _check_classes(images.labels, class_names, images.name)
 
 
 def _check_classes(labels: np.ndarray, class_names: list[str], where: str) -> None:

@@ -115,6 +115,7 @@ def build_results(
         "num_classes": len(classifier.class_names),
         "skipped_images": {split: len(batches.skipped) for split, batches in data.items()},
         "split_hash": task.split_hash,
+        "identity": task.identity,
         "protocol": config.train.protocol,
         "saved_prompt": kept if method == VISUAL_PROMPT else None,
         "metrics": {
@@ -143,6 +144,7 @@ def saved_results(results: dict[str, Any]) -> dict[str, Any]:
     """Return what a saved prompt tells of its run: nothing of the machine, and no path on it."""
     keys = ("task", "seed", "num_train", "num_val", "num_test", "num_classes", "split_hash", "protocol")
     kept = {key: results[key] for key in (*keys, "saved_prompt", "metrics", "best_epoch")}
+    kept["identity"] = results.get("identity")
     config = {key: dict(value) for key, value in results["config"].items() if isinstance(value, dict)}
     config["data"]["name"] = results["task"]
     config["source"]["name"] = public_name(config["source"]["name"])

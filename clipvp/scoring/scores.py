@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ..config.schema import DataConfig
 from ..data.batches import Batches
-from ..data.task import Task
+from ..data.task import Task, load_task
 from ..mappings.statistic import Counts, sum_over_processes
 from ..model import PromptedClassifier
 from ..progress import Progress
-from ..registry import UserError
+from ..registry import UserError, check_choice
 
 
 @dataclass
@@ -28,6 +29,8 @@ class EvalResult:
         n: Images scored.
         confusion: int64 (T, T), true class by predicted class.
         counts: Of images by top-1 source label and true class.
+        scored: Which images were scored, for people.
+        class_names: The classes that were chosen from, in the order of the confusion matrix.
     """
 
     acc1: float
@@ -36,6 +39,8 @@ class EvalResult:
     n: int
     confusion: Tensor
     counts: Counts
+    scored: str = ""
+    class_names: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict:
         return {name: getattr(self, name) for name in ("acc1", "acc5", "mean_per_class_recall", "n")}
@@ -115,36 +120,80 @@ def score(
 
 def evaluate(
     classifier: PromptedClassifier,
-    task: Task,
-    split: str = "test",
+    task: Task | DataConfig | str,
+    split: str | None = None,
     *,
+    among: str = "prompt",
     batch_size: int = 128,
     accelerator: Accelerator | None = None,
     progress: bool = True,
+    seed: int = 0,
 ) -> EvalResult:
     """Score a classifier on one split of a task.
 
     Args:
         classifier: Moved to the accelerator's device.
-        task: Its classes must be the classifier's, or some of them: then only those are chosen from.
-        split: train, val or test.
+        task: Its classes must be the classifier's, or some of them. The name or config of data is loaded by
+            ``load_task`` as a test set.
+        split: train, val, test, or all where the data has no splits of its own. When None: the data's own test split,
+            or all images where it has no splits; of the data that the classifier was trained on, the images that were
+            carved for testing.
+        among: Which classes are chosen from: prompt (all of the classifier's) or task (the task's alone, which gives
+            a higher accuracy where those are fewer).
         batch_size: Images at a time, a process.
         accelerator: Shares the images between processes; a new one when None.
         progress: Show progress bars.
+        seed: Chooses a carved validation split, where ``task`` is not a ``Task``.
 
     Raises:
         UserError: The task has no such split, or other classes.
     """
+    check_choice("among", among, ["prompt", "task"])
+    if not isinstance(task, Task):
+        task = _load(classifier, task, split, seed)
     place = {name: index for index, name in enumerate(classifier.class_names)}
     if other := [name for name in task.class_names if name not in place]:
         raise UserError(
             f"task {task.name!r} has other classes than the classifier was made for, such as {other[0]!r}"
         )
+    if split is None:
+        split = "all" if task.whole is not None and not trained_on(classifier, task) else "test"
     accelerator = accelerator or Accelerator()
-    columns = None
+    tensors = task.tensors(split, classifier.resize, progress=progress)
+    columns, names = None, classifier.class_names
     if list(task.class_names) != classifier.class_names:
-        columns = torch.tensor([place[name] for name in task.class_names], device=accelerator.device)
-    batches = Batches(task.tensors(split, classifier.resize, progress=progress), accelerator)
+        places = torch.tensor([place[name] for name in task.class_names])
+        if among == "task":
+            columns, names = places.to(accelerator.device), list(task.class_names)
+        else:
+            tensors = replace(tensors, labels=places[tensors.labels])
+    batches = Batches(tensors, accelerator)
     shown = Progress(progress and accelerator.is_main_process)
     watch = shown.watch(batches.num_local_images(batch_size), f"scoring {split}")
-    return score(classifier.to(accelerator.device), batches, batch_size, accelerator, watch, columns)
+    result = score(classifier.to(accelerator.device), batches, batch_size, accelerator, watch, columns)
+    fewer = len(task.class_names) < len(classifier.class_names)
+    those = f"the {len(names)} classes of {'the prompt' if among == 'prompt' else 'these images alone'}"
+    return replace(
+        result,
+        scored=f"{'' if split == 'all' else f'{split}: '}{task.says(split)}"
+        + (f"; among {those}" if fewer else ""),
+        class_names=list(names),
+    )
+
+
+def _load(classifier: PromptedClassifier, data: DataConfig | str, split: str | None, seed: int) -> Task:
+    """Load data to score on: as a test set, except where a split is asked for, or the classifier was trained on it."""
+    if split not in (None, "all"):
+        return load_task(data, seed=seed)
+    task = load_task(data, seed=seed, test_set=True)
+    if split is None and task.whole is not None and trained_on(classifier, task):
+        return load_task(data, seed=seed)
+    return task
+
+
+def trained_on(classifier: PromptedClassifier, task: Task) -> bool:
+    """Return whether a classifier was trained on a task's images, as far as its results tell."""
+    results = classifier.results or {}
+    if results.get("identity") and task.identity:
+        return results["identity"] == task.identity
+    return results.get("split_hash") == task.split_hash

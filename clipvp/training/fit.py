@@ -185,9 +185,10 @@ def fit(
     results = build_results(config, classifier, task, data, state.best, test, clock, accelerator, method)
     if state.best_on_test is not None:
         results["metrics"]["test.best_on_test"] = state.best_on_test
+    if classifier.source_is_frozen:
+        classifier.results = saved_results(results)
     with fail_together(accelerator):
         if run.writes and classifier.source_is_frozen:
-            classifier.results = saved_results(results)
             classifier.save_pretrained(run.path / PROMPT)
         run.write_results(results)
     tracking.end(classifier, test[results["saved_prompt"] or "last"], results["metrics"], epochs)

@@ -97,11 +97,8 @@ def test_folders_that_are_no_task_are_refused(tmp_path):
     tree(tmp_path / "late" / "test", classes=["a", "new"])
     with pytest.raises(UserError, match="the training folder has no class 'new'"):
         load_task(str(tmp_path / "late"))
-    tree(tmp_path / "untrained" / "test")
-    with pytest.raises(UserError, match="no 'train'"):
-        load_task(str(tmp_path / "untrained"))
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(UserError, match=r"give a \.parquet or \.csv file"):
+    with pytest.raises(UserError, match=r"give a table \(\.csv, .*\) or a folder"):
         load_task(str(tmp_path / "notes.txt"))
 
 
@@ -217,12 +214,11 @@ INT, FLOAT, STRING = datasets.Value("int64"), datasets.Value("float32"), dataset
         (table().rename_column("label", "kind"), None, {"label_column": "kin"}, "did you mean 'kind'"),
         (table(), None, {"image_column": "label"}, "holds neither images nor paths"),
         (few([0, 1, None, 1]), None, {}, "1 rows have no label"),
-        (few([0.5] * 4, FLOAT), None, {}, "labels in column 'label' are float32"),
+        (few([0.5] * 4, FLOAT), None, {}, "labels in column 'label' are not whole numbers, such as 0.5"),
         (few([[0]] * 4, datasets.List(INT)), None, {}, "labels in column 'label' are List"),
-        (few([1, 2, 1, 2], INT), None, {}, "without training images: '0'"),
-        (few([0, -1, 0, 1], INT), None, {}, r"label -1 is not within 0\.\.1"),
-        (few([0, 10**9, 0, 1], INT), None, {}, "label 1000000000 is too large for 4 images"),
-        (table(feature=INT), few([0, 9], INT), {}, r"custom/test: label 9 is not within 0\.\.3"),
+        (few([0, -1, 0, 1], INT), None, {}, r"1 of 4 labels are below 0 \(-1\)"),
+        (table(feature=INT), few([-1, -1], INT), {}, "custom/test: all labels are -1.*data.test_split: none"),
+        (table(feature=INT), few([0, 9], INT), {}, "custom/test: the training split has no class '9'"),
         (few(["a", "b"], STRING), few(["c"], STRING), {}, "no class 'c'"),
         (table(), table(feature=datasets.ClassLabel(names=NAMES_4[::-1])), {}, "not the training split's"),
         (table(), table().rename_column("img", "photo"), {}, "custom/test has no column 'img'"),

@@ -15,7 +15,7 @@ from ...config.schema import DataConfig
 from ...registry import UserError
 from ..sets import ImageSet
 from ..splits import TEST, choose_stratified
-from .raw import RawTask, fingerprint_files, package_version
+from .raw import RawTask, hash_files, package_version
 
 CLASS_NAMES = ["non ASD", "ASD"]
 NUM_REGIONS = 200
@@ -47,7 +47,7 @@ def load_abide(config: DataConfig) -> RawTask:
         _fetch([_DERIVATIVE])
     labels = 2 - np.asarray(subjects["DX_GROUP"], np.int64)  # the file's 1 is autism, 2 is control
     everything = ImageSet(
-        _Correlations(paths), labels, "abide", f"correlation 1 {fingerprint_files(folder, paths)}"
+        _Correlations(paths), labels, "abide", f"correlation 1 {hash_files(folder, paths)[0]}"
     )
     test = choose_stratified(labels, len(CLASS_NAMES), -(-len(labels) // _TEST_SHARE), TEST)
     train = np.setdiff1d(np.arange(len(labels)), test)

@@ -16,8 +16,8 @@ import numpy as np
 
 from ...registry import UserError
 from ..sets import ImageSet
-from .folder import image_paths, subfolders
-from .raw import RawTask, fingerprint_files, name_few
+from .files import image_paths, subfolders
+from .raw import RawTask, hash_files, name_few
 
 SPLIT_FILE = "split_zhou_*.json"
 ROLES = ("train", "val", "test")
@@ -64,7 +64,7 @@ def load_coop(folder: Path) -> RawTask:
             raise UserError(f"{file} names images outside of its folder: {name_few(outside)}")
         if rows:
             labels = np.array([label for _, label, _ in rows])
-            sets[role] = ImageSet(paths, labels, f"{folder.name}/{role}", fingerprint_files(root, paths))
+            sets[role] = ImageSet(paths, labels, f"{folder.name}/{role}", *hash_files(root, paths))
     if missing:
         raise UserError(f"{file}: {len(missing)} of its {total} images are missing: {name_few(missing)}")
     info = {"from": f"CoOp split {file}", "splits": {role: role for role in sets}}
@@ -82,13 +82,14 @@ def load_class_folders(folder: Path, folders: dict[str, str], class_names: Seque
     sets = {}
     for role, below in folders.items():
         root = folder / below
-        found = sorted(subfolders(root), key=lambda name: (int(name) if name.isdigit() else 0, name))
+        folders = subfolders(root)
+        found = sorted(folders, key=lambda name: (int(name) if name.isdigit() else 0, name))
         if len(found) != len(class_names):
             raise UserError(f"{root} has {len(found)} class folders, and the task {len(class_names)} classes")
-        by_class = [image_paths(root / name) for name in found]
+        by_class = [image_paths(folders[name]) for name in found]
         paths = [path for images in by_class for path in images]
         labels = np.repeat(np.arange(len(found)), [len(images) for images in by_class])
-        sets[role] = ImageSet(paths, labels, f"{folder.name}/{role}", fingerprint_files(root, paths))
+        sets[role] = ImageSet(paths, labels, f"{folder.name}/{role}", *hash_files(root, paths))
     info = {"from": f"class folders in {folder}", "splits": folders}
     return RawTask(list(class_names), sets.get("train"), None, sets["test"], info)
 
@@ -142,5 +143,5 @@ def _class_names(splits: dict[str, Rows], file: Path) -> list[str]:
 def _image_root(folder: Path, rows: Rows) -> Path:
     """Return what the split file's paths start from: the folder itself or the one in it that has most of the first."""
     first = [path for path, _, _ in rows[:20]]
-    roots = [folder, *(folder / name for name in subfolders(folder))]
+    roots = [folder, *subfolders(folder).values()]
     return max(roots, key=lambda root: sum((root / path).is_file() for path in first))

@@ -11,11 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ...config.schema import DataConfig
-from ...registry import UserError, nearest
+from ...registry import UserError
 from ..sets import ImageSet
-
-VAL_NAMES = ("validation", "val", "valid", "dev")
 
 
 @dataclass(eq=False)
@@ -28,6 +25,7 @@ class RawTask:
         val: Validation images, if the task has a split of them.
         test: Test images; carved from train when empty.
         info: Where it came from, ready for JSON.
+        notes: What was taken for what, and what is not used: sentences for people.
         empty: Where its images are empty, by a name in ``clipvp.prompts.masked.EMPTY``.
     """
 
@@ -36,6 +34,7 @@ class RawTask:
     val: ImageSet | None = None
     test: ImageSet | None = None
     info: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     empty: str | None = None
 
     @property
@@ -62,45 +61,23 @@ class RawTask:
         return replace(self, class_names=self.class_names[first:last], **sets)
 
 
-def choose_split_names(available: Iterable[str], config: DataConfig) -> dict[str, str]:
-    """Return which of the available splits is train, val and test; val and test may be missing.
+def hash_files(root: str | os.PathLike, paths: Iterable[str]) -> tuple[str, str]:
+    """Return a set of files' fingerprint and identity, see ``ImageSet``.
 
-    A task with a validation split and no test split is tested on the validation split.
+    Both are hashes of the paths below ``root`` and the sizes; the fingerprint also of the times of change.
     """
-    available = list(available)
-    chosen = {}
-    for role in ("train", "val", "test"):
-        asked = getattr(config, f"{role}_split")
-        if asked is not None and asked not in available:
-            raise UserError(f"data.{role}_split: there is no split {asked!r}; {nearest(asked, available)}")
-        if asked is not None:
-            chosen[role] = asked
-    for role, names in {"train": ("train",), "test": ("test",), "val": VAL_NAMES}.items():
-        free = [name for name in names if name in available and name not in chosen.values()]
-        if role not in chosen and free:
-            chosen[role] = free[0]
-    if "train" not in chosen:
-        raise UserError(f"there is no split 'train'; set data.train_split to one of: {', '.join(available)}")
-    if "test" not in chosen and "val" in chosen and config.val_split is None:
-        chosen["test"] = chosen.pop("val")
-    if len(set(chosen.values())) < len(chosen):
-        raise UserError(
-            f"one split has two roles: {chosen}; give data.train_split, val_split, test_split their own"
-        )
-    return chosen
-
-
-def fingerprint_files(root: str | os.PathLike, paths: Iterable[str]) -> str:
-    """Return a hash of the files' paths below ``root``, their sizes and times of change."""
-    digest = hashlib.sha256()
+    fingerprint, identity = hashlib.sha256(), hashlib.sha256()
     for path in paths:
         try:
             stat = os.stat(path)
-            state = f"{stat.st_size} {stat.st_mtime_ns}"
+            size, time = stat.st_size, stat.st_mtime_ns
+            state = f"{size} {time}"
         except OSError:
-            state = "missing"
-        digest.update(f"{os.path.relpath(path, root)}\0{state}\0".encode(errors="surrogateescape"))
-    return f"files:{digest.hexdigest()}"
+            size, state = None, "missing"
+        place = os.path.relpath(path, root)
+        fingerprint.update(f"{place}\0{state}\0".encode(errors="surrogateescape"))
+        identity.update(f"{place}\0{size}\0".encode(errors="surrogateescape"))
+    return f"files:{fingerprint.hexdigest()}", identity.hexdigest()
 
 
 def package_version(task: str, package: str, extra: str) -> str:

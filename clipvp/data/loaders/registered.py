@@ -32,7 +32,7 @@ def _from_folder(config: DataConfig, entry: TaskEntry) -> RawTask:
 
 
 def _from_hub(config: DataConfig, entry: TaskEntry) -> RawTask:
-    from .table import load_table
+    from .read_table import load_table
 
     if entry.repo is None:
         raise UserError(
