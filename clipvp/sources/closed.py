@@ -51,7 +51,7 @@ def load_timm(
         architecture, _, tag = model.partition(".")
         if not timm.is_model(architecture):
             raise UserError(
-                f"source {name!r}: timm has no {architecture!r}; {_nearest_models(architecture, timm.list_models())}"
+                f"source {name!r}: timm has no {architecture!r}; {nearest(architecture, timm.list_models())}"
             )
         tags = timm.list_pretrained(f"{architecture}.*")
         if tag and model not in tags:
@@ -86,11 +86,3 @@ def create_timm(model: str, canvas: Sequence[int] | None, **options: Any) -> nn.
     except (RuntimeError, AssertionError) as error:
         size = "x".join(map(str, canvas))
         raise RuntimeError(f"at a canvas of {size} pixels: {str(error) or type(error).__name__}") from error
-
-
-def _nearest_models(value: str, allowed: list[str]) -> str:
-    """Return the end of an error sentence; timm has too many models to list them all."""
-    import difflib
-
-    close = difflib.get_close_matches(value, allowed, n=5, cutoff=0.5)
-    return f"the nearest: {', '.join(close)}" if close else f"timm.list_models() shows all {len(allowed)}"

@@ -86,7 +86,7 @@ def _known(open_clip, model: str, name: str) -> tuple[str, str]:
     architecture, _, tag = model.partition("/")
     config = open_clip.get_model_config(architecture)
     if config is None:
-        known = _models(open_clip, architecture)
+        known = open_clip.list_models()
         raise UserError(f"source {name!r}: open_clip has no {architecture!r}; {nearest(architecture, known)}")
     other = architecture.removesuffix("-quickgelu")
     other = f"{architecture}-quickgelu" if other == architecture else other
@@ -102,12 +102,6 @@ def _known(open_clip, model: str, name: str) -> tuple[str, str]:
     if tag not in tags:
         raise UserError(f"source {name!r}: {architecture!r} has no weights {tag!r}; {nearest(tag, tags)}")
     return architecture, tag
-
-
-def _models(open_clip, like: str) -> list[str]:
-    """Return open_clip's architectures that begin like a name (all if none does), so that an error stays short."""
-    names = open_clip.list_models()
-    return [other for other in names if other.lower().startswith(like[:5].lower())] or names
 
 
 def _folder_config(folder: Path, name: str) -> dict[str, Any]:
