@@ -34,11 +34,26 @@ _POSITIONS = re.compile("pos_embed|position|rel_pos")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a model expects its images: the resize rule, and mean and std of the channels in [0, 1]."""
+    """How a model expects its images: the resize rule, and mean and std of the channels in [0, 1].
+
+    Mean and std have three values. One value holds for all channels.
+
+    Raises:
+        UserError: Another number of values, or a std that is not above 0.
+    """
 
     resize: Resize
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __post_init__(self):
+        for key in ("mean", "std"):
+            values = tuple(map(float, getattr(self, key)))
+            if len(values) not in (1, 3):
+                raise UserError(f"the model's {key} has {len(values)} values; give 3, or 1 for all channels")
+            object.__setattr__(self, key, values if len(values) == 3 else values * 3)
+        if not all(0 < value < float("inf") for value in self.std):
+            raise UserError(f"the model's std is {self.std}; give numbers above 0")
 
     def at(self, canvas: Sequence[int] | None) -> Preprocessing:
         """Return the same preprocessing for another canvas (H, W)."""
@@ -109,7 +124,8 @@ class Source(nn.Module):
         super().__init__()
         self.training = False
         # channels last: convolutions are about half again as fast so on a CPU, and feed tensor cores on a GPU
-        self.network = network.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+        network = network.requires_grad_(False).eval().float()
+        self.network = network.to(memory_format=torch.channels_last)
         for module in network.modules():
             if isinstance(module, _KEEP_THEIR_INPUT):
                 module.inplace = False
@@ -278,11 +294,24 @@ def weights_fingerprint(*modules: nn.Module) -> str:
     digest = hashlib.sha256()
     for module in modules:
         for key, value in sorted(module.state_dict().items()):
-            if _POSITIONS.search(key):
-                continue
-            digest.update(f"{key} {tuple(value.shape)} {value.dtype};".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            if not _POSITIONS.search(key):
+                _add(digest, key, value)
     return digest.hexdigest()[:16]
+
+
+def _add(digest, key: str, value: Any) -> None:
+    """Add an entry of a state dict to a hash; a layer may also hold settings, and tuples of tensors (quantised)."""
+    if isinstance(value, (list, tuple)):
+        for index, part in enumerate(value):
+            _add(digest, f"{key}.{index}", part)
+        return
+    if not torch.is_tensor(value):
+        digest.update(f"{key} {value!r};".encode())
+        return
+    digest.update(f"{key} {tuple(value.shape)} {value.dtype};".encode())
+    value = value.detach().cpu().resolve_conj().resolve_neg()
+    value = value.dequantize() if value.is_quantized else value.to_dense() if value.is_sparse else value
+    digest.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def check_precision(precision: str, device: torch.device) -> str:

@@ -11,6 +11,7 @@ from torch import nn
 from ..labels.space import LabelSpace, unique_names
 from ..registry import UserError, nearest
 from .base import Source
+from .channels import for_rgb
 from .hub import hub_access
 from .preprocessing import timm_preprocessing
 
@@ -42,6 +43,8 @@ def load_timm(
     overlay, repository = {}, None
     if model.startswith("local-dir:"):
         folder = Path(model.removeprefix("local-dir:"))
+        if folder.is_file():
+            raise UserError(f"source {name!r}: {str(folder)!r} is a file; timm:local-dir: takes a folder")
         if not (folder / "config.json").is_file():
             raise UserError(f"source {name!r}: {str(folder)!r} has no config.json of a timm model")
     elif model.startswith("hf-hub:"):
@@ -60,16 +63,18 @@ def load_timm(
             )
         if not tags:
             raise UserError(f"source {name!r}: timm has no pretrained weights for {architecture!r}")
-        config = timm.get_pretrained_cfg(model)
-        repository = config.hf_hub_id  # None for a few old weights that are not on the hub
+        known = timm.get_pretrained_cfg(model)
+        repository = known.hf_hub_id  # None for a few old weights that are not on the hub
         if repository and repository.endswith("/"):
-            repository += f"{architecture}.{config.tag}" if config.tag else architecture
+            repository += f"{architecture}.{known.tag}" if known.tag else architecture
         if revision:
             overlay = {"pretrained_cfg_overlay": {"hf_hub_id": f"{repository}@{revision}"}}
     with hub_access(name, [repository] if repository else [], revision, local_files_only):
         network = create_timm(model, canvas, pretrained=True, **overlay)
-    preprocessing = timm_preprocessing(timm.data.resolve_model_data_config(network)).at(canvas)
+    config = timm.data.resolve_model_data_config(network)
     labels = LabelSpace(imagenet_names(network, network.num_classes))
+    network = for_rgb(network, config["input_size"][0], name)
+    preprocessing = timm_preprocessing(config).at(canvas)
     return Source(network, labels, preprocessing, name, revision, precision)
 
 

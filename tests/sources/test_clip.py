@@ -438,7 +438,7 @@ def test_a_model_that_cannot_be_loaded_is_told_in_one_line(name, words):
 
 
 def test_weights_by_tag_take_no_revision():
-    with pytest.raises(UserError, match="names its weights by tag; use open_clip:hf-hub:ORG/NAME"):
+    with pytest.raises(UserError, match="names its weights by tag or file; use open_clip:hf-hub:ORG/NAME"):
         load_source("open_clip:ViT-B-32-quickgelu/openai", class_names=CLASSES, revision="main")
 
 
