@@ -338,7 +338,7 @@ def check_forward(source: Source) -> Source:
     try:
         with torch.no_grad():
             logits = source(torch.zeros(1, 3, *source.canvas, device=source.mean.device))
-    except (RuntimeError, AssertionError, ValueError) as error:
+    except Exception as error:  # a network of any library may raise any type
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         height, width = source.canvas
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ def load_timm(
     import timm
     import timm.data
 
-    overlay, repository = {}, None
+    options: dict[str, Any] = {}
+    folder = repository = None
     if model.startswith("local-dir:"):
         folder = Path(model.removeprefix("local-dir:"))
         if folder.is_file():
@@ -68,14 +70,39 @@ def load_timm(
         if repository and repository.endswith("/"):
             repository += f"{architecture}.{known.tag}" if known.tag else architecture
         if revision:
-            overlay = {"pretrained_cfg_overlay": {"hf_hub_id": f"{repository}@{revision}"}}
+            options = {"pretrained_cfg_overlay": {"hf_hub_id": f"{repository}@{revision}"}}
     with hub_access(name, [repository] if repository else [], revision, local_files_only):
-        network = create_timm(model, canvas, pretrained=True, **overlay)
+        if saved := _saved_by_transformers(model, folder, repository, revision):
+            model, options = saved
+        network = create_timm(model, canvas, pretrained=True, **options)
     config = timm.data.resolve_model_data_config(network)
     labels = LabelSpace(imagenet_names(network, network.num_classes))
     network = for_rgb(network, config["input_size"][0], name)
     preprocessing = timm_preprocessing(config).at(canvas)
     return Source(network, labels, preprocessing, name, revision, precision)
+
+
+def _saved_by_transformers(
+    model: str, folder: Path | None, repository: str | None, revision: str | None
+) -> tuple[str, dict[str, Any]] | None:
+    """Return the architecture of a model that transformers saved, and what ``timm.create_model`` must be told of it.
+
+    Its config.json says "model_args": null, which timm does not read. None for any other model.
+    """
+    if model.startswith("local-dir:"):
+        path, where = folder / "config.json", {"file": str(folder), "source": "local-dir"}
+    elif model.startswith("hf-hub:"):
+        from huggingface_hub import hf_hub_download
+
+        path = Path(hf_hub_download(repository, "config.json", revision=revision))
+        where = {"hf_hub_id": model.removeprefix("hf-hub:"), "source": "hf-hub"}
+    else:
+        return None
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(config, dict) or config.get("model_args", {}) is not None:
+        return None
+    own = {key: config[key] for key in ("num_classes", "label_names") if key in config}
+    return config["architecture"], {"pretrained_cfg": {**config["pretrained_cfg"], **own, **where}}
 
 
 def create_timm(model: str, canvas: Sequence[int] | None, **options: Any) -> nn.Module:

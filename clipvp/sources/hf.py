@@ -120,7 +120,8 @@ class _Logits(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         pixels = pixels.flip(1) if self.flip_channels else pixels
-        return self.model(pixel_values=pixels, **self.options).logits
+        output = self.model(pixel_values=pixels, **self.options)
+        return output.logits if "logits" in output else output[0]  # PPLCNet's have another name
 
 
 def _channels(config) -> int:
@@ -134,7 +135,8 @@ def _interpolates(method, canvas) -> bool:
 
 
 def _classifier(network: nn.Module, processor: dict, canvas, options: dict[str, Any]) -> Source:
-    names = [str(network.config.id2label[i]) for i in range(network.config.num_labels)]
+    known = network.config.id2label or {}
+    names = [str(known.get(i, f"LABEL_{i}")) for i in range(network.config.num_labels)]
     lemmas = [text.split(",")[0].strip() for text in names]
     labels = LabelSpace(unique_names(lemmas, [f"{text}, {i}" for i, text in enumerate(names)]))
     interpolate = _interpolates(network.forward, canvas)
