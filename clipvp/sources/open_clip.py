@@ -76,7 +76,7 @@ def load_open_clip(
         if isinstance(config["vision_cfg"].get("layers"), list):  # open_clip's mark of CLIP's own ResNets
             network = _create(open_clip, model, weights, None).eval()
             if image_size is not None:
-                _resize_attention_pool(network.visual.attnpool, image_size)
+                _resize_attention_pool(network.visual.attnpool, image_size, name)
         else:
             network = _create(open_clip, model, weights, image_size).eval()
         tokenizer = (
@@ -160,7 +160,7 @@ def _create(open_clip, model: str, weights: str | None, image_size: tuple[int, i
         raise RuntimeError("its weight file holds no state dict of an open_clip model") from error
 
 
-def _resize_attention_pool(pool: nn.Module, canvas: tuple[int, int]) -> None:
+def _resize_attention_pool(pool: nn.Module, canvas: tuple[int, int], name: str) -> None:
     """Give the attention pool of CLIP's ResNet the position embedding of another canvas (H, W).
 
     It is resized as open_clip resizes that of a vision transformer; there it is not resized at all.
@@ -168,6 +168,9 @@ def _resize_attention_pool(pool: nn.Module, canvas: tuple[int, int]) -> None:
     first, grid = pool.positional_embedding.detach().split([1, len(pool.positional_embedding) - 1])
     side = math.isqrt(len(grid))
     size = [(length + 1) // 2 // 16 for length in canvas]  # a stride of 2 with padding, then poolings
+    if 0 in size:
+        height, width = canvas
+        raise UserError(f"source.canvas: {name!r} does not take {height}x{width} pixels: it needs 31 a side")
     grid = F.interpolate(grid.T.reshape(1, -1, side, side), size, mode="bicubic", antialias=True)
     pool.positional_embedding = nn.Parameter(torch.cat([first, grid.flatten(2)[0].T]))
 
