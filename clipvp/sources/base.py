@@ -7,8 +7,6 @@ gradient always passes.
 from __future__ import annotations
 
 import copy
-import hashlib
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -22,14 +20,15 @@ from ..images import Resize
 from ..labels.space import LabelSpace
 from ..registry import UserError
 from ..sharing import Held, PairNetwork
+from .fingerprint import weights_fingerprint
 from .frozen_norms import FrozenNorms
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_OTHER_FLOATS = (torch.float16, torch.bfloat16, torch.float64)
 # In fp16 the pixels' gradient of a mean loss underflows; a power of two scales it without rounding.
 _FP16_SCALE = 2.0**12
 # Activations whose gradient needs their input: in place, they copy the whole map before they overwrite it.
 _KEEP_THEIR_INPUT = (nn.Hardtanh, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Mish)
-_POSITIONS = re.compile("pos_embed|position|rel_pos")
 
 
 @dataclass(frozen=True)
@@ -124,8 +123,9 @@ class Source(nn.Module):
         super().__init__()
         self.training = False
         # channels last: convolutions are about half again as fast so on a CPU, and feed tensor cores on a GPU
-        network = network.requires_grad_(False).eval().float()
-        self.network = network.to(memory_format=torch.channels_last)
+        self.network = network.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+        if any(value.dtype in _OTHER_FLOATS for value in (*network.parameters(), *network.buffers())):
+            network.float()
         for module in network.modules():
             if isinstance(module, _KEEP_THEIR_INPUT):
                 module.inplace = False
@@ -284,34 +284,6 @@ class Source(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.name}, S={len(self.labels)}, canvas={self.canvas}, precision={self.precision}"
-
-
-def weights_fingerprint(*modules: nn.Module) -> str:
-    """Return a hash of the weights and buffers of some modules, 16 hexadecimal digits.
-
-    Position embeddings are left out: the libraries interpolate them to the canvas, in other bits on other machines.
-    """
-    digest = hashlib.sha256()
-    for module in modules:
-        for key, value in sorted(module.state_dict().items()):
-            if not _POSITIONS.search(key):
-                _add(digest, key, value)
-    return digest.hexdigest()[:16]
-
-
-def _add(digest, key: str, value: Any) -> None:
-    """Add an entry of a state dict to a hash; a layer may also hold settings, and tuples of tensors (quantised)."""
-    if isinstance(value, (list, tuple)):
-        for index, part in enumerate(value):
-            _add(digest, f"{key}.{index}", part)
-        return
-    if not torch.is_tensor(value):
-        digest.update(f"{key} {value!r};".encode())
-        return
-    digest.update(f"{key} {tuple(value.shape)} {value.dtype};".encode())
-    value = value.detach().cpu().resolve_conj().resolve_neg()
-    value = value.dequantize() if value.is_quantized else value.to_dense() if value.is_sparse else value
-    digest.update(value.contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def check_precision(precision: str, device: torch.device) -> str:

@@ -8,7 +8,8 @@ import torch
 from conftest import closed_source
 from torch import nn
 
-from clipvp.sources.base import check_forward, weights_fingerprint
+from clipvp.sources.base import check_forward
+from clipvp.sources.fingerprint import weights_fingerprint
 
 
 class Holder(nn.Module):
@@ -46,7 +47,7 @@ def changed(value: torch.Tensor) -> torch.Tensor:
     if value.is_sparse:
         return changed(value.to_dense()).to_sparse()
     if value.is_quantized:
-        return torch.quantize_per_tensor(value.dequantize(), 0.1, 0, torch.qint8)  # another scale
+        return torch._make_per_tensor_quantized_tensor(value.int_repr(), 0.1, 0)  # another scale
     if value.dtype == torch.float8_e4m3fn:
         return changed(value.float()).to(value.dtype)
     value = value.clone()
