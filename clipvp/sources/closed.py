@@ -72,9 +72,13 @@ def load_timm(
         if revision:
             options = {"pretrained_cfg_overlay": {"hf_hub_id": f"{repository}@{revision}"}}
     with hub_access(name, [repository] if repository else [], revision, local_files_only):
-        if saved := _saved_by_transformers(model, folder, repository, revision):
-            model, options = saved
-        network = create_timm(model, canvas, pretrained=True, **options)
+        try:
+            network = create_timm(model, canvas, pretrained=True, **options)
+        except AttributeError:
+            saved = _saved_by_transformers(model, folder, repository, revision)
+            if saved is None:
+                raise
+            network = create_timm(saved.pop("architecture"), canvas, pretrained=True, **saved)
     config = timm.data.resolve_model_data_config(network)
     labels = LabelSpace(imagenet_names(network, network.num_classes))
     network = for_rgb(network, config["input_size"][0], name)
@@ -84,8 +88,8 @@ def load_timm(
 
 def _saved_by_transformers(
     model: str, folder: Path | None, repository: str | None, revision: str | None
-) -> tuple[str, dict[str, Any]] | None:
-    """Return the architecture of a model that transformers saved, and what ``timm.create_model`` must be told of it.
+) -> dict[str, Any] | None:
+    """Return what ``timm.create_model`` must be told of a model that transformers saved: its architecture and config.
 
     Its config.json says "model_args": null, which timm does not read. None for any other model.
     """
@@ -102,7 +106,10 @@ def _saved_by_transformers(
     if not isinstance(config, dict) or config.get("model_args", {}) is not None:
         return None
     own = {key: config[key] for key in ("num_classes", "label_names") if key in config}
-    return config["architecture"], {"pretrained_cfg": {**config["pretrained_cfg"], **own, **where}}
+    return {
+        "architecture": config["architecture"],
+        "pretrained_cfg": {**config["pretrained_cfg"], **own, **where},
+    }
 
 
 def create_timm(model: str, canvas: Sequence[int] | None, **options: Any) -> nn.Module:
