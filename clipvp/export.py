@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from .model import PromptedClassifier
 from .registry import UserError
 from .sources.origin import public_name
 
+LARGEST = 3 << 29  # bytes of weights in the file itself; with everything else it must stay below 2 GiB
 TOLERANCE = 1e-4  # of a probability, or of a logit as a share of the largest
 INPUT, OUTPUTS = "images", {True: "logits", False: "probabilities"}
 
@@ -45,6 +47,8 @@ def export_onnx(classifier: PromptedClassifier, path: str | Path, logits: bool =
 
     Its input is ``images``, uint8 (B, h, w, 3), RGB, any B, already brought to the prompt's image size as
     ``classifier.resize`` does; its output is (B, T). The metadata holds ``class_names`` and ``preprocessing`` (JSON).
+    An ONNX file cannot be larger than 2 GB: of more weights, these are in a file beside it, whose name ends in
+    .onnx.data, and both are needed.
 
     Args:
         classifier: On the CPU, in fp32, and made with ``share_border=False``.
@@ -68,7 +72,7 @@ def export_onnx(classifier: PromptedClassifier, path: str | Path, logits: bool =
     graph, images = _Graph(classifier, logits).eval(), _images(classifier, 2)
     wanted = OUTPUTS[logits]
     with tempfile.TemporaryDirectory() as folder:
-        file = os.path.join(folder, "model.onnx")
+        file = Path(folder, path.name)  # the file of the weights is found by its name
         try:
             with _quiet():
                 program = torch.onnx.export(
@@ -80,27 +84,28 @@ def export_onnx(classifier: PromptedClassifier, path: str | Path, logits: bool =
                     dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=1 << 16)}},
                     verbose=False,
                 )
-                program.save(file)
+                values = program.model.graph.initializers.values()
+                program.save(file, external_data=sum(value.const_value.nbytes for value in values) > LARGEST)
         except Exception as error:  # the exporter raises many types
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"source {classifier.source.name!r} cannot be exported: {reason}") from error
-        model = onnx.load(file)
-    texts = {
-        "class_names": classifier.class_names,
-        "preprocessing": classifier.resize.to_dict(),
-        "source": public_name(classifier.source.name),
-    }
-    for key, value in texts.items():
-        model.metadata_props.add(key=key, value=json.dumps(value, ensure_ascii=False))
-    content = model.SerializeToString()
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    worst = max(_difference(session, graph, _images(classifier, count)) for count in (1, 2, 5))
-    if not worst <= TOLERANCE:
-        raise UserError(
-            f"the exported file differs from the classifier by {worst:.1e}, more than {TOLERANCE}; "
-            "it was not written"
-        )
-    write_atomic(path, lambda aside: aside.write_bytes(content) and None)
+        model = onnx.load(file, load_external_data=False)
+        texts = {
+            "class_names": classifier.class_names,
+            "preprocessing": classifier.resize.to_dict(),
+            "source": public_name(classifier.source.name),
+        }
+        for key, value in texts.items():
+            model.metadata_props.add(key=key, value=json.dumps(value, ensure_ascii=False))
+        file.write_bytes(model.SerializeToString())
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        worst = max(_difference(session, graph, _images(classifier, count)) for count in (1, 2, 5))
+        if not worst <= TOLERANCE:
+            raise UserError(
+                f"the exported file differs from the classifier by {worst:.1e}, more than {TOLERANCE}; "
+                "it was not written"
+            )
+        _put(file, path)
     return worst
 
 
@@ -131,6 +136,18 @@ def _difference(session, graph: nn.Module, images: Tensor) -> float:
     found = torch.from_numpy(session.run(None, {INPUT: images.numpy()})[0])
     scale = max(1.0, float(expected.abs().max()))
     return float((found - expected).abs().max()) / scale
+
+
+def _put(file: Path, path: Path) -> None:
+    """Copy an ONNX file to ``path``, and the file of its weights, where it has one, beside it: both or neither."""
+    weights = file.with_name(f"{file.name}.data")
+
+    def write(aside: Path) -> None:
+        shutil.copyfile(file, aside)
+        if weights.exists():
+            write_atomic(path.with_name(weights.name), partial(shutil.copyfile, weights))
+
+    write_atomic(path, write)
 
 
 @contextlib.contextmanager

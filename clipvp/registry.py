@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _LARGEST = 3.4e38  # what float32 holds
+_LISTED_WHOLE, _FEW = 12, 5  # names in an error: up to so many all of them, else only so many
 
 
 class UserError(ValueError):
@@ -24,11 +25,22 @@ class UserError(ValueError):
 
 
 def nearest(value: str, allowed: Iterable[str]) -> str:
-    """Return the end of an error sentence: the nearest match, then everything that is allowed."""
+    """Return the end of an error sentence: the nearest match, then what is allowed; of a long list the nearest few.
+
+    Upper and lower case count as the same.
+
+    >>> nearest("papr", ["paper", "openai"])
+    "did you mean 'paper'? allowed: paper, openai"
+    """
     names = [str(name) for name in allowed]
-    close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}allowed: {', '.join(names)}"
+    by_lower_case = {name.lower(): name for name in names}
+    value = str(value).lower()
+    close = difflib.get_close_matches(value, by_lower_case, n=1, cutoff=0.5)
+    hint = f"did you mean {by_lower_case[close[0]]!r}? " if close else ""
+    if len(names) <= _LISTED_WHOLE:
+        return f"{hint}allowed: {', '.join(names)}"
+    few = [by_lower_case[name] for name in difflib.get_close_matches(value, by_lower_case, n=_FEW, cutoff=0)]
+    return f"{hint}allowed: {', '.join(few)} and {len(names) - len(few)} more"
 
 
 def check_choice(what: str, value: str, allowed: Iterable[str]) -> None:

@@ -208,6 +208,22 @@ def open_clip_vit(folder: Path, seed: int = 0, quick_gelu: bool = True) -> None:
     _save_open_clip(folder, config, {**OPENAI, "interpolation": "bicubic", "resize_mode": "shortest"}, seed)
 
 
+def open_clip_resnet(folder: Path, seed: int = 0) -> None:
+    """The CLIP of the first paper with a ResNet, whose last layer is an attention pool."""
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {
+            "image_size": 64,
+            "layers": [1, 1, 1, 1],
+            "width": 8,
+            "head_width": 16,
+            "patch_size": None,
+        },
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+    }
+    _save_open_clip(folder, config, {**OPENAI, "interpolation": "bicubic"}, seed)
+
+
 def open_clip_timm(folder: Path, seed: int = 0) -> None:
     """A CLIP whose image tower is timm's, with a bias and a squashing preprocessing, as SigLIP has them."""
     config = {

@@ -7,8 +7,6 @@ gradient always passes.
 from __future__ import annotations
 
 import copy
-import hashlib
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -22,23 +20,39 @@ from ..images import Resize
 from ..labels.space import LabelSpace
 from ..registry import UserError
 from ..sharing import Held, PairNetwork
+from .fingerprint import weights_fingerprint
 from .frozen_norms import FrozenNorms
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_OTHER_FLOATS = (torch.float16, torch.bfloat16, torch.float64)
 # In fp16 the pixels' gradient of a mean loss underflows; a power of two scales it without rounding.
 _FP16_SCALE = 2.0**12
 # Activations whose gradient needs their input: in place, they copy the whole map before they overwrite it.
 _KEEP_THEIR_INPUT = (nn.Hardtanh, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Mish)
-_POSITIONS = re.compile("pos_embed|position|rel_pos")
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a model expects its images: the resize rule, and mean and std of the channels in [0, 1]."""
+    """How a model expects its images: the resize rule, and mean and std of the channels in [0, 1].
+
+    Mean and std have three values. One value holds for all channels.
+
+    Raises:
+        UserError: Another number of values, or a std that is not above 0.
+    """
 
     resize: Resize
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __post_init__(self):
+        for key in ("mean", "std"):
+            values = tuple(map(float, getattr(self, key)))
+            if len(values) not in (1, 3):
+                raise UserError(f"the model's {key} has {len(values)} values; give 3, or 1 for all channels")
+            object.__setattr__(self, key, values if len(values) == 3 else values * 3)
+        if not all(0 < value < float("inf") for value in self.std):
+            raise UserError(f"the model's std is {self.std}; give numbers above 0")
 
     def at(self, canvas: Sequence[int] | None) -> Preprocessing:
         """Return the same preprocessing for another canvas (H, W)."""
@@ -110,6 +124,8 @@ class Source(nn.Module):
         self.training = False
         # channels last: convolutions are about half again as fast so on a CPU, and feed tensor cores on a GPU
         self.network = network.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+        if any(value.dtype in _OTHER_FLOATS for value in (*network.parameters(), *network.buffers())):
+            network.float()
         for module in network.modules():
             if isinstance(module, _KEEP_THEIR_INPUT):
                 module.inplace = False
@@ -270,21 +286,6 @@ class Source(nn.Module):
         return f"{self.name}, S={len(self.labels)}, canvas={self.canvas}, precision={self.precision}"
 
 
-def weights_fingerprint(*modules: nn.Module) -> str:
-    """Return a hash of the weights and buffers of some modules, 16 hexadecimal digits.
-
-    Position embeddings are left out: the libraries interpolate them to the canvas, in other bits on other machines.
-    """
-    digest = hashlib.sha256()
-    for module in modules:
-        for key, value in sorted(module.state_dict().items()):
-            if _POSITIONS.search(key):
-                continue
-            digest.update(f"{key} {tuple(value.shape)} {value.dtype};".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
-
-
 def check_precision(precision: str, device: torch.device) -> str:
     """Return the precision to use on a device: half precision on a CPU is far slower, so fp32 there."""
     if precision != "fp32" and device.type == "cpu":
@@ -309,7 +310,7 @@ def check_forward(source: Source) -> Source:
     try:
         with torch.no_grad():
             logits = source(torch.zeros(1, 3, *source.canvas, device=source.mean.device))
-    except (RuntimeError, AssertionError, ValueError) as error:
+    except Exception as error:  # a network of any library may raise any type
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         height, width = source.canvas
         raise UserError(

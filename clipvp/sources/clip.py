@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from ..labels.space import LabelSpace
 from ..registry import UserError
-from .base import Preprocessing, SharedBorder, Source, weights_fingerprint
+from .base import Preprocessing, SharedBorder, Source
+from .fingerprint import weights_fingerprint
 from .text import text_embeddings
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import nn
 from ..labels.space import LabelSpace, unique_names
 from ..registry import UserError, nearest
 from .base import Source
+from .channels import for_rgb
 from .hub import hub_access
 from .preprocessing import timm_preprocessing
 
@@ -39,9 +41,12 @@ def load_timm(
     import timm
     import timm.data
 
-    overlay, repository = {}, None
+    options: dict[str, Any] = {}
+    folder = repository = None
     if model.startswith("local-dir:"):
         folder = Path(model.removeprefix("local-dir:"))
+        if folder.is_file():
+            raise UserError(f"source {name!r}: {str(folder)!r} is a file; timm:local-dir: takes a folder")
         if not (folder / "config.json").is_file():
             raise UserError(f"source {name!r}: {str(folder)!r} has no config.json of a timm model")
     elif model.startswith("hf-hub:"):
@@ -51,7 +56,7 @@ def load_timm(
         architecture, _, tag = model.partition(".")
         if not timm.is_model(architecture):
             raise UserError(
-                f"source {name!r}: timm has no {architecture!r}; {_nearest_models(architecture, timm.list_models())}"
+                f"source {name!r}: timm has no {architecture!r}; {nearest(architecture, timm.list_models())}"
             )
         tags = timm.list_pretrained(f"{architecture}.*")
         if tag and model not in tags:
@@ -60,17 +65,51 @@ def load_timm(
             )
         if not tags:
             raise UserError(f"source {name!r}: timm has no pretrained weights for {architecture!r}")
-        config = timm.get_pretrained_cfg(model)
-        repository = config.hf_hub_id  # None for a few old weights that are not on the hub
+        known = timm.get_pretrained_cfg(model)
+        repository = known.hf_hub_id  # None for a few old weights that are not on the hub
         if repository and repository.endswith("/"):
-            repository += f"{architecture}.{config.tag}" if config.tag else architecture
+            repository += f"{architecture}.{known.tag}" if known.tag else architecture
         if revision:
-            overlay = {"pretrained_cfg_overlay": {"hf_hub_id": f"{repository}@{revision}"}}
+            options = {"pretrained_cfg_overlay": {"hf_hub_id": f"{repository}@{revision}"}}
     with hub_access(name, [repository] if repository else [], revision, local_files_only):
-        network = create_timm(model, canvas, pretrained=True, **overlay)
-    preprocessing = timm_preprocessing(timm.data.resolve_model_data_config(network)).at(canvas)
+        try:
+            network = create_timm(model, canvas, pretrained=True, **options)
+        except AttributeError:
+            saved = _saved_by_transformers(model, folder, repository, revision)
+            if saved is None:
+                raise
+            network = create_timm(saved.pop("architecture"), canvas, pretrained=True, **saved)
+    config = timm.data.resolve_model_data_config(network)
     labels = LabelSpace(imagenet_names(network, network.num_classes))
+    network = for_rgb(network, config["input_size"][0], name)
+    preprocessing = timm_preprocessing(config).at(canvas)
     return Source(network, labels, preprocessing, name, revision, precision)
+
+
+def _saved_by_transformers(
+    model: str, folder: Path | None, repository: str | None, revision: str | None
+) -> dict[str, Any] | None:
+    """Return what ``timm.create_model`` must be told of a model that transformers saved: its architecture and config.
+
+    Its config.json says "model_args": null, which timm does not read. None for any other model.
+    """
+    if model.startswith("local-dir:"):
+        path, where = folder / "config.json", {"file": str(folder), "source": "local-dir"}
+    elif model.startswith("hf-hub:"):
+        from huggingface_hub import hf_hub_download
+
+        path = Path(hf_hub_download(repository, "config.json", revision=revision))
+        where = {"hf_hub_id": model.removeprefix("hf-hub:"), "source": "hf-hub"}
+    else:
+        return None
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(config, dict) or config.get("model_args", {}) is not None:
+        return None
+    own = {key: config[key] for key in ("num_classes", "label_names") if key in config}
+    return {
+        "architecture": config["architecture"],
+        "pretrained_cfg": {**config["pretrained_cfg"], **own, **where},
+    }
 
 
 def create_timm(model: str, canvas: Sequence[int] | None, **options: Any) -> nn.Module:
@@ -86,11 +125,3 @@ def create_timm(model: str, canvas: Sequence[int] | None, **options: Any) -> nn.
     except (RuntimeError, AssertionError) as error:
         size = "x".join(map(str, canvas))
         raise RuntimeError(f"at a canvas of {size} pixels: {str(error) or type(error).__name__}") from error
-
-
-def _nearest_models(value: str, allowed: list[str]) -> str:
-    """Return the end of an error sentence; timm has too many models to list them all."""
-    import difflib
-
-    close = difflib.get_close_matches(value, allowed, n=5, cutoff=0.5)
-    return f"the nearest: {', '.join(close)}" if close else f"timm.list_models() shows all {len(allowed)}"

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from ..labels.space import LabelSpace, unique_names
 from ..registry import UserError
 from .base import Source
+from .channels import for_rgb
 from .clip import ClipParts, ClipSource, ImageTower, clip_source
+from .closed import load_timm
 from .hub import hub_access, quiet_transformers
 from .preprocessing import hf_preprocessing
 
@@ -27,7 +29,10 @@ def load_hf(
     revision: str | None,
     local_files_only: bool,
 ) -> Source:
-    """Load ``hf:ORG/NAME`` or ``hf:FOLDER``: an image classifier, or a model with an image and a text tower."""
+    """Load ``hf:ORG/NAME`` or ``hf:FOLDER``: an image classifier, or a model with an image and a text tower.
+
+    A model of timm, which transformers only wraps, is loaded as ``timm:hf-hub:`` and ``timm:local-dir:`` load it.
+    """
     from transformers import (
         AutoConfig,
         AutoImageProcessor,
@@ -36,20 +41,24 @@ def load_hf(
         AutoTokenizer,
     )
 
+    options = {"name": name, "precision": precision, "revision": revision}
     is_folder = Path(model).is_dir()
     if not model or (model[0] in "./~" and not is_folder):
         raise UserError(f"source {name!r}: there is no folder {model!r}; hf: takes a folder or ORG/NAME")
     repositories = [] if is_folder else [model]
     with hub_access(name, repositories, revision, local_files_only) as offline, quiet_transformers():
-        hub = {"revision": revision, "local_files_only": offline}
+        # With None in the place of False, transformers asks whether to run code of the repository, and waits.
+        hub = {"revision": revision, "local_files_only": offline, "trust_remote_code": False}
         config = AutoConfig.from_pretrained(model, **hub)
+        if config.model_type == "timm_wrapper":
+            timm_name = f"{'local-dir' if is_folder else 'hf-hub'}:{model}"
+            return load_timm(timm_name, canvas=canvas, local_files_only=offline, **options)
         is_clip = _is_clip(config, name)
         processor = AutoImageProcessor.from_pretrained(model, **hub).to_dict()
         tokenizer = AutoTokenizer.from_pretrained(model, **hub) if is_clip else None
         if is_clip and _is_empty(tokenizer):
             raise UserError(f"source {name!r}: the files of its tokenizer are missing")
         network = _load_complete(AutoModel if is_clip else AutoModelForImageClassification, model, name, hub)
-    options = {"name": name, "precision": precision, "revision": revision}
     if is_clip:
         return _clip(network, tokenizer, processor, canvas, labels(), options)
     return _classifier(network, processor, canvas, options)
@@ -61,16 +70,18 @@ def _is_clip(config, name: str) -> bool:
     Raises:
         UserError: It is neither, or a CLIP without a fixed canvas.
     """
-    from transformers import MODEL_MAPPING
+    from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, MODEL_MAPPING
 
     classes = config.architectures or [type(config).__name__]
-    if any(kind.endswith("ForImageClassification") for kind in classes):
+    classifiers = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING.get(type(config), ())  # one class, or several
+    classifiers = classifiers if isinstance(classifiers, tuple) else (classifiers,)
+    if {kind.__name__ for kind in classifiers} & set(classes):
         return False
     network = MODEL_MAPPING.get(type(config), None)
     if not (hasattr(network, "get_image_features") and hasattr(network, "get_text_features")):
         raise UserError(
-            f"source {name!r} holds {', '.join(classes)}: neither an image classifier (...ForImageClassification) "
-            "nor a model with an image and a text tower"
+            f"source {name!r} holds {', '.join(classes)}: neither an image classifier that transformers knows "
+            "(...ForImageClassification) nor a model with an image and a text tower"
         )
     if "spatial_shapes" in inspect.signature(network.get_image_features).parameters:
         raise UserError(
@@ -109,7 +120,13 @@ class _Logits(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         pixels = pixels.flip(1) if self.flip_channels else pixels
-        return self.model(pixel_values=pixels, **self.options).logits
+        output = self.model(pixel_values=pixels, **self.options)
+        return output.logits if "logits" in output else output[0]  # PPLCNet's have another name
+
+
+def _channels(config) -> int:
+    """Return the number of input channels of a model; 3 where its configuration does not say it."""
+    return getattr(getattr(config, "vision_config", config), "num_channels", 3)
 
 
 def _interpolates(method, canvas) -> bool:
@@ -118,11 +135,13 @@ def _interpolates(method, canvas) -> bool:
 
 
 def _classifier(network: nn.Module, processor: dict, canvas, options: dict[str, Any]) -> Source:
-    names = [str(network.config.id2label[i]) for i in range(network.config.num_labels)]
+    known = network.config.id2label or {}
+    names = [str(known.get(i, f"LABEL_{i}")) for i in range(network.config.num_labels)]
     lemmas = [text.split(",")[0].strip() for text in names]
     labels = LabelSpace(unique_names(lemmas, [f"{text}, {i}" for i, text in enumerate(names)]))
     interpolate = _interpolates(network.forward, canvas)
     module = _Logits(network, interpolate, bool(processor.get("do_flip_channel_order")))
+    module = for_rgb(module, _channels(network.config), options["name"])
     return Source(module, labels, hf_preprocessing(processor).at(canvas), **options)
 
 
@@ -147,10 +166,11 @@ def _clip(
             lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
         return [text for text, length in zip(texts, lengths, strict=True) if length > context]
 
+    image_tower = ImageTower(
+        network, lambda model, pixels: _pooled(model.get_image_features(pixels, **arguments))
+    )
     parts = ClipParts(
-        image_tower=ImageTower(
-            network, lambda model, pixels: _pooled(model.get_image_features(pixels, **arguments))
-        ),
+        image_tower=for_rgb(image_tower, _channels(network.config), options["name"]),
         encode_text=encode_text,
         too_long=too_long,
         weights=[network],

@@ -128,6 +128,10 @@ def _explain(
     if find(errors.RepositoryNotFoundError):
         return f"the hub has no repository {where}, or it is private and needs `hf auth login`"
     damage = find(SafetensorError, pickle.UnpicklingError, EOFError)
+    if damage and (found := re.search(r"GLOBAL (\S+)", str(damage))):
+        return (
+            f"a weight file holds Python objects ({found[1]}), and they can run code; save its tensors alone"
+        )
     if damage or (damage := next((cause for cause in chain if "PytorchStreamReader" in str(cause)), None)):
         command = f" with `hf download {repositories[0]} --force-download`" if repositories else ""
         return f"a weight file is damaged ({_first_line(damage)}); download it again{command}"
@@ -160,7 +164,8 @@ def _is_transport(error: BaseException) -> bool:
 
 def _first_line(error: BaseException) -> str:
     """Return the first line of an error, up to 300 characters, with the second if the first ends with a colon."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = str(error).rpartition("WeightsUnpickler error:")[2]  # before it, torch advises to trust the file
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return text if len(text) <= 300 else f"{text[:297]}..."
 

@@ -13,6 +13,7 @@ from ..labels.space import LabelSpace
 from ..labels.templates import PAPER_FIRST, resolve_templates
 from ..registry import SOURCES, UserError, check_choice, nearest
 from .base import Source, check_forward, check_precision
+from .origin import expand_home
 
 
 def load_source(
@@ -31,9 +32,10 @@ def load_source(
     """Load a frozen model by name, ``scheme:model``.
 
     Schemes: ``timm:resnet18.a1_in1k``, ``timm:local-dir:FOLDER``, ``hf:microsoft/resnet-50``, ``hf:FOLDER``
-    (transformers: image classifiers, CLIP, SigLIP), ``open_clip:ViT-B-32-quickgelu/openai``,
-    ``open_clip:hf-hub:ORG/NAME``, ``open_clip:local-dir:FOLDER``, ``offline:lite0`` and ``offline:lite0-minilm``
-    (out of pip packages).
+    (transformers: image classifiers, CLIP, SigLIP; and timm's), ``open_clip:ViT-B-32-quickgelu/openai``,
+    ``open_clip:ViT-B-32/FILE`` (a checkpoint, such as runs/epoch_1.pt), ``open_clip:hf-hub:ORG/NAME``,
+    ``open_clip:local-dir:FOLDER``, ``offline:lite0`` and ``offline:lite0-minilm`` (out of pip packages). A local path
+    may start with ``~``.
 
     Args:
         name: The scheme and what it names.
@@ -60,6 +62,8 @@ def load_source(
         raise UserError(f"unknown source {name!r}; a name is scheme:model; {nearest(scheme + ':', schemes)}")
     for key in options:
         check_choice(f"options of source {name!r}", key, _option_names(scheme))
+    name = expand_home(name)
+    model = name.partition(":")[2]
     device = torch.device(device or "cpu")
     source = SOURCES.get(scheme)(
         model,

@@ -12,9 +12,10 @@ from ..cpu import import_open_clip
 from ..images import Resize
 from ..labels.space import LabelSpace
 from ..registry import UserError, nearest
-from .base import Preprocessing, Source, weights_fingerprint
+from .base import Preprocessing, Source
 from .clip import ClipParts, clip_source
 from .closed import imagenet_names
+from .fingerprint import weights_fingerprint
 from .hub import quiet_transformers
 from .text import text_embeddings
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..cpu import import_open_clip
 from ..images import Resize
@@ -15,6 +17,7 @@ from ..registry import UserError, nearest
 from .base import Preprocessing
 from .clip import ClipParts, ClipSource, ImageTower, clip_source
 from .hub import fetch_open_clip, hub_access, quiet_open_clip
+from .origin import is_weight_file
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "*.model")
 
@@ -29,9 +32,14 @@ def load_open_clip(
     revision: str | None,
     local_files_only: bool,
 ) -> ClipSource:
-    """Load ``open_clip:MODEL/PRETRAINED``, ``open_clip:hf-hub:ORG/NAME`` or ``open_clip:local-dir:FOLDER``."""
+    """Load ``open_clip:MODEL/TAG``, ``open_clip:MODEL/FILE``, ``open_clip:hf-hub:ORG/NAME`` or
+    ``open_clip:local-dir:FOLDER``.
+
+    FILE is what open_clip itself takes as ``pretrained``: a state dict, or a checkpoint of its training. As there,
+    its preprocessing is that of the first CLIP; a folder with open_clip_config.json can name another.
+    """
     open_clip = import_open_clip()
-    tag = folder = None
+    weights = folder = None  # ``weights`` is a tag or a file
     if model.startswith("hf-hub:"):
         repository = model.removeprefix("hf-hub:")
         with hub_access(name, [repository], revision, local_files_only):
@@ -39,13 +47,19 @@ def load_open_clip(
         repositories = []
     elif model.startswith("local-dir:"):
         folder, repositories = Path(model.removeprefix("local-dir:")), []
+        if folder.is_file():
+            raise UserError(
+                f"source {name!r}: {str(folder)!r} is a file; name it with its architecture, such as "
+                f"open_clip:ViT-B-32/{folder}"
+            )
     else:
-        model, tag = _known(open_clip, model, name)
+        model, weights = _known(open_clip, model, name)
         if revision:
             raise UserError(
-                f"source.revision: {name!r} names its weights by tag; use open_clip:hf-hub:ORG/NAME"
+                f"source.revision: {name!r} names its weights by tag or file; use open_clip:hf-hub:ORG/NAME"
             )
-        hub_file = open_clip.get_pretrained_cfg(model, tag).get("hf_hub", "")  # ORG/NAME/ or ORG/NAME/FILE
+        known = open_clip.get_pretrained_cfg(model, weights)  # empty for a file
+        hub_file = known.get("hf_hub", "")  # ORG/NAME/ or ORG/NAME/FILE
         repositories = ["/".join(hub_file.split("/")[:2])] if hub_file else []
     config = _folder_config(folder, name) if folder else open_clip.get_model_config(model)
     text, own_size = config["text_cfg"], config["vision_cfg"].get("image_size", 224)
@@ -59,9 +73,12 @@ def load_open_clip(
     others = [text.get("hf_model_name"), None if own_tokenizer else text.get("hf_tokenizer_name")]
     repositories += [other for other in dict.fromkeys(others) if other and other not in repositories]
     with hub_access(name, repositories, revision, local_files_only), quiet_open_clip():
-        network = open_clip.create_model(
-            model, tag, force_image_size=image_size, require_pretrained=True
-        ).eval()
+        if isinstance(config["vision_cfg"].get("layers"), list):  # open_clip's mark of CLIP's own ResNets
+            network = _create(open_clip, model, weights, None).eval()
+            if image_size is not None:
+                _resize_attention_pool(network.visual.attnpool, image_size, name)
+        else:
+            network = _create(open_clip, model, weights, image_size).eval()
         tokenizer = (
             _tokenizer(open_clip, text) if folder and not own_tokenizer else open_clip.get_tokenizer(model)
         )
@@ -78,36 +95,84 @@ def load_open_clip(
 
 
 def _known(open_clip, model: str, name: str) -> tuple[str, str]:
-    """Return architecture and tag of ``MODEL/PRETRAINED``.
+    """Return architecture and tag or file of ``MODEL/TAG`` or ``MODEL/FILE``.
 
     Raises:
-        UserError: open_clip does not have them, or they differ in the activation function (QuickGELU or GELU).
+        UserError: open_clip does not have them, there is no such file, or weights and architecture differ in the
+            activation function (QuickGELU or GELU).
     """
-    architecture, _, tag = model.partition("/")
+    architecture, _, weights = model.partition("/")
     config = open_clip.get_model_config(architecture)
     if config is None:
-        known = _models(open_clip, architecture)
-        raise UserError(f"source {name!r}: open_clip has no {architecture!r}; {nearest(architecture, known)}")
+        if Path(model).expanduser().is_file():
+            raise UserError(
+                f"source {name!r}: name the file with its architecture, such as open_clip:ViT-B-32/{model}"
+            )
+        raise UserError(
+            f"source {name!r}: open_clip has no {architecture!r}; {nearest(architecture, open_clip.list_models())}"
+        )
     other = architecture.removesuffix("-quickgelu")
     other = f"{architecture}-quickgelu" if other == architecture else other
     tags = open_clip.list_pretrained_tags_by_model(architecture)
-    weights = open_clip.get_pretrained_cfg(architecture if tag in tags else other, tag)
-    wanted, computed = (bool(settings.get("quick_gelu", False)) for settings in (weights, config))
+    is_file = is_weight_file(weights)
+    if is_file:
+        if not Path(weights).is_file():
+            raise UserError(f"source {name!r}: there is no file {weights!r}")
+        wanted = _trained_with_quick_gelu(open_clip, Path(weights))
+    else:
+        settings = open_clip.get_pretrained_cfg(architecture if weights in tags else other, weights)
+        wanted = bool(settings.get("quick_gelu", False)) if settings else None
+    computed = bool(config.get("quick_gelu", False))
     # Without another config the model can be built in one way only, which is the way the weights were trained.
-    if weights and wanted != computed and open_clip.get_model_config(other):
+    if wanted is not None and wanted != computed and open_clip.get_model_config(other):
         raise UserError(
-            f"source {name!r}: the weights {tag!r} were trained {'with' if wanted else 'without'} QuickGELU, and "
-            f"{architecture!r} computes {'with' if computed else 'without'} it; use open_clip:{other}/{tag}"
+            f"source {name!r}: the weights {weights!r} were trained {'with' if wanted else 'without'} QuickGELU, "
+            f"and {architecture!r} computes {'with' if computed else 'without'} it; use open_clip:{other}/{weights}"
         )
-    if tag not in tags:
-        raise UserError(f"source {name!r}: {architecture!r} has no weights {tag!r}; {nearest(tag, tags)}")
-    return architecture, tag
+    if not is_file and weights not in tags:
+        raise UserError(
+            f"source {name!r}: {architecture!r} has no weights {weights!r}; {nearest(weights, tags)}"
+        )
+    return architecture, weights
 
 
-def _models(open_clip, like: str) -> list[str]:
-    """Return open_clip's architectures that begin like a name (all if none does), so that an error stays short."""
-    names = open_clip.list_models()
-    return [other for other in names if other.lower().startswith(like[:5].lower())] or names
+def _trained_with_quick_gelu(open_clip, checkpoint: Path) -> bool | None:
+    """Return whether a checkpoint was trained with QuickGELU, None where it is unknown.
+
+    open_clip's training writes RUN/params.txt, one "key: value" a line, beside RUN/checkpoints/epoch_N.pt.
+    """
+    try:
+        text = (checkpoint.resolve().parents[1] / "params.txt").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError, IndexError):
+        return None
+    values = dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
+    config = open_clip.get_model_config(values.get("model", ""))
+    if config is None:
+        return None
+    return values.get("force_quick_gelu") == "True" or bool(config.get("quick_gelu", False))
+
+
+def _create(open_clip, model: str, weights: str | None, image_size: tuple[int, int] | None) -> nn.Module:
+    """Build a model with its weights: ``model`` by name and ``weights`` by tag or file, or ``local-dir:FOLDER``."""
+    try:
+        return open_clip.create_model(model, weights, force_image_size=image_size, require_pretrained=True)
+    except (AttributeError, KeyError, StopIteration) as error:
+        raise RuntimeError("its weight file holds no state dict of an open_clip model") from error
+
+
+def _resize_attention_pool(pool: nn.Module, canvas: tuple[int, int], name: str) -> None:
+    """Give the attention pool of CLIP's ResNet the position embedding of another canvas (H, W).
+
+    It is resized as open_clip resizes that of a vision transformer; there it is not resized at all.
+    """
+    first, grid = pool.positional_embedding.detach().split([1, len(pool.positional_embedding) - 1])
+    side = math.isqrt(len(grid))
+    size = [(length + 1) // 2 // 16 for length in canvas]  # a stride of 2 with padding, then poolings
+    if 0 in size:
+        height, width = canvas
+        raise UserError(f"source.canvas: {name!r} does not take {height}x{width} pixels: it needs 31 a side")
+    grid = F.interpolate(grid.T.reshape(1, -1, side, side), size, mode="bicubic", antialias=True)
+    pool.positional_embedding = nn.Parameter(torch.cat([first, grid.flatten(2)[0].T]))
 
 
 def _folder_config(folder: Path, name: str) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""The origin of a source's weights by its name: local folder or hub repository, and the licence if known."""
+"""The origin of a source's weights by its name: a local path or a hub repository, and the licence if known."""
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -29,18 +30,47 @@ def origin(name: str) -> tuple[str | None, str | None]:
 
 
 def is_local(name: str) -> bool:
-    """Return whether a source's name refers to a folder of this machine."""
-    scheme, _, model = name.partition(":")
-    return model.startswith("local-dir:") or (scheme == "hf" and (model[:1] in "./~" or Path(model).is_dir()))
+    """Return whether a source's name refers to a folder or file of this machine."""
+    return _local_path(name) is not None
+
+
+def expand_home(name: str) -> str:
+    """Return a source's name with ``~`` at the start of a local path replaced by the home folder."""
+    found = _local_path(name)
+    return name if found is None else "".join(found)
 
 
 def public_name(name: str) -> str:
-    """Return a source's name without local paths: of a local folder only the last part remains."""
-    if not is_local(name):
+    """Return a source's name without local paths: of a local folder or file only the last part remains."""
+    found = _local_path(name)
+    if found is None:
         return name
+    start, path = found
+    return f"{start}{'' if start.endswith('local-dir:') else './'}{Path(path).resolve().name}"
+
+
+def is_weight_file(tag: str) -> bool:
+    """Return whether the part after an open_clip architecture names a file: it has a dot or a slash, as no tag has."""
+    return "/" in tag or "." in tag
+
+
+def _local_path(name: str) -> tuple[str, str] | None:
+    """Return the start of a local source's name and its path, ``~`` expanded; None for any other source.
+
+    >>> _local_path("open_clip:ViT-B-32/runs/epoch_1.pt")
+    ('open_clip:ViT-B-32/', 'runs/epoch_1.pt')
+    """
     scheme, _, model = name.partition(":")
-    prefix = "./" if scheme == "hf" else "local-dir:"
-    return f"{scheme}:{prefix}{Path(model.removeprefix('local-dir:')).resolve().name}"
+    if model.startswith("local-dir:"):
+        start, path = f"{scheme}:local-dir:", model.removeprefix("local-dir:")
+    elif scheme == "hf" and (model.startswith((".", "/", "~")) or Path(model).is_dir()):
+        start, path = "hf:", model
+    elif scheme == "open_clip" and ":" not in model and is_weight_file(model.partition("/")[2]):
+        architecture, _, path = model.partition("/")
+        start = f"open_clip:{architecture}/"
+    else:
+        return None
+    return start, os.path.expanduser(path)
 
 
 def _is_hub_id(model: str) -> bool:

@@ -52,7 +52,10 @@ def hf_preprocessing(config: dict) -> Preprocessing:
         raise UserError(f"the image processor's size {size} has an unknown format")
     mean, std = [0.0] * 3, [1.0] * 3
     if config.get("do_normalize"):
-        mean, std = config["image_mean"], config["image_std"]
+        mean, std = (
+            [value] if isinstance(value, (int, float)) else value  # one for all channels
+            for value in (config["image_mean"], config["image_std"])
+        )
         if config.get("include_top"):  # EfficientNet divides twice
             std = [value * value for value in std]
     factor = 255 * config["rescale_factor"] if config.get("do_rescale", True) else 255.0

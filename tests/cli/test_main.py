@@ -120,7 +120,7 @@ def test_evaluate(saved, tmp_path, capsys):
         (["predict", "{saved}", "{saved}/config.json"], "config.json: cannot be read as an image"),
         (["predict", "{saved}", "{saved}/a.jpg", "--top_k", "0"], "'0' is not a whole number above 0"),
         (["export", "{saved}", "--onnx", "model.bin"], ".onnx"),
-        (["predict", "{saved}", "{saved}/a.jpg", "--source", "timm:resnet99"], "the nearest: resnet"),
+        (["predict", "{saved}", "{saved}/a.jpg", "--source", "timm:resnet99"], "did you mean 'resnet"),
         (["report", "{saved}"], "results.json is missing"),
         (["evaluate"], "--prompt is empty"),
     ],

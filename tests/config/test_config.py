@@ -19,7 +19,7 @@ from clipvp.config.schema import (
     TrainConfig,
 )
 from clipvp.config.values import differences, from_dict, to_dict
-from clipvp.registry import Entry, Registry, UserError
+from clipvp.registry import Entry, Registry, UserError, nearest
 from clipvp.results.folder import config_yaml
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
@@ -246,6 +246,16 @@ def test_a_registry_refuses_a_name_that_is_taken_and_offers_the_nearest():
         registry.register("pear", 4)
     with pytest.raises(UserError, match="unknown fruit 'appel'; did you mean 'apple'"):
         registry.get("appel")
+
+
+def test_of_a_long_list_an_error_shows_the_nearest_few():
+    few, many = [f"model-{i}" for i in range(12)], [*(f"Model-{i}" for i in range(1000)), "other"]
+    assert nearest("model-3", few) == f"did you mean 'model-3'? allowed: {', '.join(few)}"
+    found = nearest("othr", many)
+    assert found.startswith("did you mean 'other'? allowed: other, ") and found.endswith(" and 996 more")
+    assert nearest("model-77", many).startswith("did you mean 'Model-77'? allowed: Model-77, ")
+    nothing = nearest("", many)
+    assert nothing.startswith("allowed: ") and nothing.count(", ") == 4 and len(nothing) < 100
 
 
 def test_a_config_that_was_written_before_a_key_was_there_differs_in_nothing():

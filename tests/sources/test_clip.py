@@ -1,5 +1,6 @@
 """Sources made of text: their logits are the libraries' own, and they behave as every source does."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 from conftest import coloured_images
 from PIL import Image
-from tiny_models import CLIPS, hf_clip, hf_text, open_clip_hf_text
+from tiny_models import CLIPS, hf_clip, hf_text, open_clip_hf_text, open_clip_resnet
 from torch.nn import functional as F
 
 from clipvp import PromptedClassifier, RunConfig, Task, UserError, build_classifier, fit, load_source
@@ -438,7 +439,7 @@ def test_a_model_that_cannot_be_loaded_is_told_in_one_line(name, words):
 
 
 def test_weights_by_tag_take_no_revision():
-    with pytest.raises(UserError, match="names its weights by tag; use open_clip:hf-hub:ORG/NAME"):
+    with pytest.raises(UserError, match="names its weights by tag or file; use open_clip:hf-hub:ORG/NAME"):
         load_source("open_clip:ViT-B-32-quickgelu/openai", class_names=CLASSES, revision="main")
 
 
@@ -547,3 +548,54 @@ def test_open_clip_takes_a_text_tower_from_transformers(tmp_path):
     with torch.no_grad():
         expected = model.encode_text(tokens, normalize=True)
     torch.testing.assert_close(source.text_features, expected, rtol=1e-4, atol=1e-5)
+
+
+# The attention pool of CLIP's ResNets
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("resnet")
+    open_clip_resnet(folder)
+    return f"open_clip:local-dir:{folder}"
+
+
+def test_a_resnet_with_attention_pool_is_open_clips_own(resnet):
+    import open_clip
+
+    source = load_source(resnet, class_names=CLASSES)
+    model = open_clip.create_model(f"local-dir:{folder_of(resnet)}").eval()
+    pixels = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = model.encode_image(source.normalize(pixels))
+        torch.testing.assert_close(source.encode(pixels), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("canvas", [32, 96, (64, 128), 80, 63, (65, 100)])
+def test_an_attention_pool_is_resized_to_the_canvas_as_open_clip_resizes_a_vit(canvas, resnet):
+    from types import SimpleNamespace
+
+    import open_clip
+    from open_clip.model import resize_pos_embed
+
+    source = load_source(resnet, class_names=CLASSES, canvas=canvas)
+    model = open_clip.create_model(f"local-dir:{folder_of(resnet)}").eval()
+    pool, seen = model.visual.attnpool, []
+    handle = model.visual.layer4.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    pixels = torch.rand(2, 3, *source.canvas)
+    with torch.no_grad():
+        with contextlib.suppress(RuntimeError):  # open_clip leaves the embedding as it is
+            model.visual(source.normalize(pixels))
+        handle.remove()
+        state = {"visual.positional_embedding": pool.positional_embedding}
+        resize_pos_embed(state, SimpleNamespace(visual=SimpleNamespace(grid_size=seen[0].shape[2:])))
+        pool.positional_embedding = torch.nn.Parameter(state["visual.positional_embedding"])
+        expected = model.encode_image(source.normalize(pixels))
+        torch.testing.assert_close(source.encode(pixels), expected, rtol=1e-4, atol=1e-5)
+    assert source.fingerprint == load_source(resnet, class_names=CLASSES).fingerprint
+
+
+def test_a_canvas_that_is_too_small_for_an_attention_pool_is_one_line(resnet):
+    with pytest.raises(UserError, match="canvas.* 30x64 pixels: it needs 31 a side$"):
+        load_source(resnet, class_names=CLASSES, canvas=(30, 64))
+    assert load_source(resnet, class_names=CLASSES, canvas=31)(torch.rand(1, 3, 31, 31)).isfinite().all()

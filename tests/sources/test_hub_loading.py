@@ -1,5 +1,6 @@
 """Models from a hub, over real HTTP: same as from a folder, pinned, cached, and errors of one line."""
 
+import json
 import logging
 import os
 import subprocess
@@ -59,6 +60,11 @@ def hub(tiny_model, commits, tmp_path_factory):
             hub.commit(f"broken/{kind}", complete, broken={weights: 5000})
             hub.commit(f"empty/{kind}", {name: data for name, data in complete.items() if name != weights})
             hub.commit(f"plain/{kind}", {"README.md": b"# Nothing"})
+        saved = files(folder_of(tiny_model("timm_classifier")))
+        config = json.loads(saved["config.json"])  # as transformers saves it
+        config["pretrained_cfg"]["fixed_input_size"] = True
+        saved["config.json"] = json.dumps({**config, "model_args": None}).encode()
+        hub.commit("someone/timm_saved", saved)
         text_folder, folder = tmp_path_factory.mktemp("text"), tmp_path_factory.mktemp("two")
         hf_text(text_folder)
         hub.commit("someone/text", text_folder)
@@ -108,6 +114,14 @@ def test_a_revision_gives_the_weights_of_that_revision(kind, by, client, commits
     revision = {"branch": "older", "commit": commits[kind], "short commit": commits[kind][:8]}[by]
     check_same(client.load(hub_name(kind), revision=revision, **text(kind)), older)
     check_same(client.load(hub_name(kind), **text(kind)), newest)
+
+
+def test_a_repository_of_timm_by_hf_gives_the_same_as_by_timm(client, tiny_model, commits):
+    check_same(client.load("hf:someone/timm_classifier"), load_source(tiny_model("timm_classifier")))
+    older = load_source(tiny_model("timm_classifier", seed=1))
+    check_same(client.load("hf:someone/timm_classifier", revision="older"), older)
+    check_same(client.load("hf:someone/timm_saved"), load_source(tiny_model("timm_classifier")))
+    check_same(client.load("timm:hf-hub:someone/timm_saved"), load_source(tiny_model("timm_classifier")))
 
 
 def test_open_clip_finds_a_text_tower_in_another_repository(client):

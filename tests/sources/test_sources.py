@@ -483,6 +483,24 @@ def test_a_wrong_name_is_told_in_one_line_with_what_would_be_right(name, words):
     assert all(word in message for word in words), message
 
 
+@pytest.mark.parametrize(
+    "name, start",
+    [
+        ("timm:resnet19", "did you mean 'resnet18'?"),
+        ("timm:resnet50.a1_in2k", "did you mean 'resnet50.a1_in1k'?"),
+        ("open_clip:vit-b-31/openai", "did you mean 'ViT-B-3"),
+        ("open_clip:ViT-B-32/laion2b_s34b_b79", "did you mean 'laion2b_s34b_b79k'?"),
+    ],
+)
+def test_a_mistyped_model_or_tag_gets_the_nearest_few(name, start):
+    with pytest.raises(UserError) as error:
+        load_source(name, class_names=["cat"])
+    names = str(error.value).partition("allowed: ")[2].split(", ")
+    assert (
+        start in str(error.value) and len(names) == 5 and "more" in names[-1] and len(str(error.value)) < 300
+    )
+
+
 def copied(name: str, tmp_path: Path) -> tuple[str, Path]:
     folder = tmp_path / "copy"
     shutil.copytree(folder_of(name), folder)
