@@ -271,7 +271,11 @@ def build_task(
     raw = raw.of_classes(config.classes)
     _check(raw)
     if raw.train is not None and not test_set:
-        _check_trainable(raw.train, raw.class_names)
+        try:
+            _check_trainable(raw.train, raw.class_names)
+        except UserError as error:
+            unused = [note for note in raw.notes if note.startswith("not used")]
+            raise UserError("; ".join([str(error), *unused])) from None
     num_classes, train, test = len(raw.class_names), raw.train, raw.test
     given = raw.info.get("splits", {})  # says so when a validation split is the test set
     test_from, whole = given.get("test", "test"), None

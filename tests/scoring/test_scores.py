@@ -1,16 +1,18 @@
 """Scores equal their definitions, whatever the batches; an accuracy that is not defined is None."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import coloured_images
+from conftest import coloured_images, small_config, trained
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from clipvp import Task, UserError, build_classifier, evaluate
+from clipvp import PromptedClassifier, Task, UserError, build_classifier, evaluate, load_task
 from clipvp.config.values import from_dict
 from clipvp.scoring.scores import Scores
 
@@ -125,3 +127,44 @@ def test_evaluate_changes_nothing(classifier, tiny_task):
     evaluate(classifier, tiny_task, progress=False)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[name], value) for name, value in classifier.state_dict().items())
+
+
+def held_out(folder, names, count):
+    for index, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (8, 8), (80 * index, number, 0)).save(folder / name / f"{number}.png")
+    return str(folder)
+
+
+def test_scoring_takes_every_image_and_chooses_among_all_classes(tiny_timm, tmp_path):
+    names = ["ant", "bee", "cat"]
+    data = held_out(tmp_path / "data", names, 10)
+    config = small_config(tiny_timm, tmp_path / "run", train={"epochs": 1})
+    config.data.name = data
+    trained(config, load_task(config.data))
+    classifier = PromptedClassifier.from_pretrained(tmp_path / "run" / "prompt")
+    # Other images: all of them. Those that trained it: the ones held out in training, also from a copy elsewhere.
+    other = held_out(tmp_path / "other", names, 12)
+    assert evaluate(classifier, other, progress=False).n == 36
+    found = evaluate(classifier, load_task(other), progress=False)
+    assert found.n == 36 and found.scored == "all 36 images of other"
+    copy = shutil.copytree(data, tmp_path / "copy", copy_function=shutil.copyfile)
+    for same in (data, load_task(data), str(copy)):
+        found = evaluate(classifier, same, progress=False)
+        assert found.n == 6 and "20 % carved from train" in found.scored
+    assert evaluate(classifier, data, "all", progress=False).n == 30
+    only_test = held_out(tmp_path / "tested" / "test", names, 2)
+    assert evaluate(classifier, str(tmp_path / "tested"), progress=False).n == 6 and only_test
+    with pytest.raises(UserError, match="has splits of its own; score one of them: test"):
+        evaluate(classifier, str(tmp_path / "tested"), "all", progress=False)
+
+    # Images of one class: the accuracy is what predict gives, unless only the given classes are chosen from.
+    one = held_out(tmp_path / "one", ["bee"], 5)
+    paths = sorted((tmp_path / "one" / "bee").iterdir())
+    right = [rows[0]["label"] == "bee" for rows in classifier.predict(paths)]
+    found = evaluate(classifier, one, progress=False)
+    assert found.acc1 == sum(right) / 5 and found.class_names == names and found.confusion.shape == (3, 3)
+    assert found.scored == "all 5 images of one; among the 3 classes of the prompt"
+    alone = evaluate(classifier, one, among="task", progress=False)
+    assert alone.acc1 == 1 and alone.scored.endswith("among the 1 classes of these images alone")

@@ -162,14 +162,15 @@ def subfolders(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         return {}
     found: dict[str, Path] = {}
-    for entry in os.scandir(folder):
-        if entry.is_dir() and not is_system(entry.name):
-            name = printable(entry.name)
-            if name in found:
-                raise UserError(
-                    f"{folder}: two folders have the name {name!r} as far as it can be read; rename one"
-                )
-            found[name] = folder / entry.name
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.is_dir() and not is_system(entry.name)]
+    for own in names:
+        name = printable(own)
+        if name in found:
+            raise UserError(
+                f"{folder}: two folders have the name {name!r} as far as it can be read; rename one"
+            )
+        found[name] = folder / own
     return dict(sorted(found.items()))
 
 

@@ -81,7 +81,8 @@ def find_layout(root: Path, config: DataConfig) -> Layout:
         return _all_classes(root, folders, asked)
     if not any(name not in (None, NONE) for name in asked.values()):
         root, folders, notes = _descend(root, folders)
-        roles = _splits(root, folders)
+        roles = {name: role for name, role in roles_of(folders).items() if asked[role] != NONE}
+        roles = _splits(root, folders, roles)
         if not roles:
             return Layout({"train": root}, {}, notes)
         for role in ("train", "val", "test"):
@@ -135,13 +136,12 @@ def _descend(root: Path, folders: dict[str, Path]) -> tuple[Path, dict[str, Path
         root, folders = folders[name], below
 
 
-def _splits(root: Path, folders: dict[str, Path]) -> dict[str, str]:
-    """Return the folders that are splits with their roles; none where all folders are classes.
+def _splits(root: Path, folders: dict[str, Path], roles: dict[str, str]) -> dict[str, str]:
+    """Return the folders that are splits, of those that are named so; none where all folders are classes.
 
     Raises:
         UserError: It is not clear what they are.
     """
-    roles = roles_of(folders)
     if not roles:
         return {}
     flat = [name for name in roles if holds_images(folders[name])]

@@ -16,8 +16,6 @@ _WORDS = {
     "test": "test testing testset testdata tst",
 }
 _ROLE_OF = {word: role for role, words in _WORDS.items() for word in words.split()}
-# Where several names have a role, one of these comes first.
-_USUAL = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "test": ("test",)}
 _FILLERS = (
     "set sets data dataset split splits image images img imgs photo photos picture pictures file files folder"
 )
@@ -86,14 +84,12 @@ def choose_split_names(available: Iterable[str], config: DataConfig) -> dict[str
 
 
 def the_split(roles: Mapping[str, str], role: str) -> str | None:
-    """Return the only name of a role, or None; the usual name comes before others.
+    """Return the only name of a role, or None.
 
     Raises:
         UserError: Several names have the role.
     """
     found = [name for name, own in roles.items() if own == role]
-    usual = [name for name in found if name in _USUAL[role]]
-    found = usual if len(usual) == 1 else found
     if len(found) > 1:
         names = " and ".join(repr(name) for name in found)
         raise UserError(f"{names} can each be the {role} split; set data.{role}_split to one of them")

@@ -60,11 +60,12 @@ def from_datasets(
     for split, table in tables.splits.items():
         _check_format(table, f"{name}/{split}")
     splits, notes = dict(tables.splits), list(tables.notes)
-    roots = tables.roots
+    roots, rows, base = dict(tables.roots), {}, None
     if len(splits) == 1:
         [(only, table)] = splits.items()
         if found := split_rows(table, config, name):
-            splits, note = found
+            (rows, note), base = found, table
+            splits = {split: table.select(own) for split, own in rows.items()}
             roots = dict.fromkeys(splits, roots[only]) if only in roots else {}
             notes.append(note)
     chosen = choose_split_names(splits, config)
@@ -78,14 +79,16 @@ def from_datasets(
                 raise UserError(f"{where[role]} has no column {column!r}, which the training split has")
     names, labels = read_labels(used, columns["label"], class_names, where)
     sets = {}
-    for role, table in used.items():
-        root = roots.get(chosen[role])
+    for role in used:
+        root, table = roots.get(chosen[role]), used[role] if base is None else base
         images = _TableImages(table, columns["image"], root)
         fingerprint = f"table:{table._fingerprint}:{columns['image']}"
         identity = fingerprint
         if len(images) and isinstance(images[0], str):  # the table's fingerprint knows nothing of the files
             fingerprint, identity = hash_files(root or Path.cwd(), [str(image) for image in images])
-        sets[role] = ImageSet(images, labels[role], where[role], fingerprint, identity)
+        sets[role] = ImageSet(
+            images, labels[role], where[role], fingerprint, identity, rows.get(chosen[role])
+        )
     if others := [split for split in splits if split not in chosen.values()]:
         notes.append(f"not used: split {name_few(others)}")
     notes += [f"{split!r} is taken for {role}" for role, split in chosen.items() if split != role]

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def split_rows(table: Dataset, config: DataConfig, name: str) -> tuple[dict[str, Dataset], str] | None:
-    """Return the splits of a table by name and a sentence that says where they are from; None where it has none.
+def split_rows(table: Dataset, config: DataConfig, name: str) -> tuple[dict[str, list[int]], str] | None:
+    """Return the rows of each split by name and a sentence that says where they are from; None where there are none.
 
     Raises:
         UserError: The split column does not exist, or has values that are no splits.
@@ -36,7 +36,7 @@ def split_rows(table: Dataset, config: DataConfig, name: str) -> tuple[dict[str,
     rows: dict[str, list[int]] = {}
     for row, word in enumerate(words):
         rows.setdefault(word, []).append(row)
-    return {word: table.select(own) for word, own in sorted(rows.items())}, note
+    return dict(sorted(rows.items())), note
 
 
 def _split_names(table: Dataset, column: str, config: DataConfig, name: str) -> list[str]:
