@@ -41,7 +41,8 @@ class CacheEntry:
 
 
 def cache_root(cache_dir: str | Path | None = None) -> Path:
-    """Return the folder of all caches: ``cache_dir``, else $CLIPVP_CACHE, else clipvp in $XDG_CACHE_HOME or ~/.cache.
+    """Return the folder of all caches: ``cache_dir``, else $CLIPVP_CACHE, else clipvp in $XDG_CACHE_HOME or ~/.cache,
+    or in the folder of temporary files where the user has no home.
 
     Decoded images are in its folder ``images``, text embeddings in ``text``, features in ``features``.
     """
@@ -49,7 +50,12 @@ def cache_root(cache_dir: str | Path | None = None) -> Path:
         return Path(cache_dir).expanduser()
     if os.environ.get("CLIPVP_CACHE"):
         return Path(os.environ["CLIPVP_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipvp"
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "clipvp"
+    try:
+        return Path.home() / ".cache" / "clipvp"
+    except RuntimeError:  # a user of a container may have no home
+        return Path(tempfile.gettempdir()) / f"clipvp-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
 
 
 _ASIDE = ".part"

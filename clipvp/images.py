@@ -17,6 +17,11 @@ from PIL import ExifTags, Image, ImageOps
 
 from .registry import UserError, check_choice
 
+with suppress(ImportError):  # the extra heif: then HEIC files open like any other
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos")
 
 

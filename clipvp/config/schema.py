@@ -8,6 +8,8 @@ value take no longer than starting Python.
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -389,9 +391,9 @@ class RunConfig:
         check_choice("resume", self.resume, ["auto", NEVER])
         if self.output is None:
             task = Path(self.data.name).stem or "task"
-            self.output = (
-                f"runs/{task}-{self.source.name.partition(':')[2].replace('/', '-')}-seed{self.seed}"
-            )
+            source = re.sub(r'[/\\\\:*?"<>|]', "-", self.source.name.partition(":")[2])
+            self.output = f"runs/{task}-{source}-seed{self.seed}"
+        self.output = os.path.expanduser(self.output)
 
 
 def _scheme(name: str) -> str | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 
 from ..cpu import import_open_clip
@@ -157,20 +159,77 @@ def resolve_templates(given: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(templates)
 
 
+_INDEX = re.compile(r"(\d{1,4})[._ -]\s*(?=[A-Za-z])")
+_WORDNET = re.compile(r"n\d{8}")
+
+
 def clean_class_name(name: str) -> str:
     """Return a class name as words in lower case.
 
-    Leading numbers ("001.Laysan_Albatross") are removed, underscores become spaces, and CamelCase ("AnnualCrop") is
-    split into words; names such as "737-200" or "McLaren" are not split.
+    Underscores become spaces, and CamelCase ("AnnualCrop") is split into words; "737-200" and "McLaren" are
+    not split.
     """
-    text = re.sub(r"^\d{1,4}[._]\s*(?=[A-Za-z])", "", name.strip()).replace("_", " ")
+    text = name.strip().replace("_", " ")
     if re.fullmatch(r"(?:[A-Z][a-z]{2,}){2,}", text):
         text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)
     return " ".join(text.split()).lower()
 
 
+def without_index(class_names: Sequence[str]) -> list[str]:
+    """Return class names without the number that each begins with, where these numbers are an index of the classes.
+
+    They are one if every name has one, they differ, the rest of the names differ too, and they have leading zeros
+    ("001.Laysan_Albatross") or count without a gap, from 0 or 1 or over ten classes or more.
+
+    >>> without_index(["0_cat", "1_dog"]), without_index(["20_speed", "30_zone"])
+    (['cat', 'dog'], ['20_speed', '30_zone'])
+    """
+    names = [name.strip() for name in class_names]
+    found = [_INDEX.match(name) for name in names]
+    if not names or not all(found):
+        return names
+    digits, rests = (
+        [match[1] for match in found],
+        [name[match.end() :] for name, match in zip(names, found, strict=True)],
+    )
+    numbers = sorted({int(text) for text in digits})
+    padded = (
+        len({len(text) for text in digits}) == 1
+        and any(text.startswith("0") for text in digits)
+        and len(digits[0]) > 1
+    )
+    counts = numbers[-1] - numbers[0] == len(names) - 1 and (numbers[0] < 2 or len(names) >= 10)
+    differ = len(numbers) == len(names) == len({rest.lower() for rest in rests})
+    return rests if differ and (padded or counts) else names
+
+
+@cache
+def _wordnet_names() -> dict[str, str]:
+    """Return the first name of each of WordNet's nouns that ImageNet-22k has, by its id."""
+    text = files("timm.data").joinpath("_info", "imagenet_synset_to_lemma.txt").read_text(encoding="utf-8")
+    pairs = (line.split("\t", 1) for line in text.splitlines() if "\t" in line)
+    return {synset: lemmas.split(",")[0].strip() for synset, lemmas in pairs}
+
+
+def _of_wordnet(class_names: Sequence[str]) -> dict[str, str]:
+    """Return the names of the classes that are WordNet ids, such as n01440764, and warn which were taken."""
+    found = {
+        name: _wordnet_names()[name]
+        for name in class_names
+        if _WORDNET.fullmatch(name) and name in _wordnet_names()
+    }
+    if found:
+        few = ", ".join(f"{name} is {text!r}" for name, text in list(found.items())[:3])
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        warnings.warn(
+            f"texts have the names of WordNet ids: {few}{more}; mapping.class_names gives others",
+            stacklevel=3,
+        )
+    return found
+
+
 def text_class_names(class_names: Sequence[str], override: Mapping[str, str] | None = None) -> list[str]:
-    """Return the class names to put into templates.
+    """Return the class names to put into templates: clean, without an index, and by name where they are WordNet ids.
 
     Args:
         class_names: The class names of the task.
@@ -182,7 +241,12 @@ def text_class_names(class_names: Sequence[str], override: Mapping[str, str] | N
     override = dict(override or {})
     for name in override:
         check_choice("mapping.class_names, class", name, class_names)
-    names = [override[name] if name in override else clean_class_name(name) for name in class_names]
+    plain = without_index(class_names)
+    override = {**_of_wordnet([name for name in class_names if name not in override]), **override}
+    names = [
+        override[name] if name in override else clean_class_name(text)
+        for name, text in zip(class_names, plain, strict=True)
+    ]
     seen: dict[str, str] = {}
     for original, name in zip(class_names, names, strict=True):
         if not name.strip():

@@ -11,7 +11,9 @@ from PIL import Image
 
 from clipvp import Task, UserError, load_task
 from clipvp.config import DataConfig
+from clipvp.data.loaders import files
 from clipvp.data.loaders.split_names import role_of
+from clipvp.images import Resize
 
 
 def picture(path, value=0, **how):
@@ -118,7 +120,8 @@ def test_a_key_decides_what_is_ambiguous(tmp_path):
     ]
 
 
-def test_every_file_that_is_not_used_is_said(tmp_path):
+def test_every_file_that_is_not_used_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "find_spec", lambda name: None)  # without pillow-heif
     root = tree(tmp_path / "phone", "cat", "dog")
     for ending in ("jpe", "JPG", "jfif", "TIF"):
         picture(root / "dog" / f"x.{ending}", format="TIFF" if ending == "TIF" else "JPEG")
@@ -143,9 +146,20 @@ def test_every_file_that_is_not_used_is_said(tmp_path):
         "1 file that link to a folder above ('cat/self')",
     ):
         assert words in said
-    if "pillow_heif" not in sys.modules:
-        assert "3 .heic files (such as 'cat/" in said and 'pip install "clipvp[heif]"' in said
+    assert "3 .heic files (such as 'cat/" in said and 'pip install "clipvp[heif]"' in said
     assert json.loads(json.dumps(task.describe()))["notes"] == task.notes
+
+
+def test_heic_files_are_images_with_pillow_heif(tmp_path, monkeypatch):
+    pytest.importorskip("pillow_heif")
+    monkeypatch.setenv("CLIPVP_CACHE", str(tmp_path / "cache"))
+    tree(tmp_path / "data", "a", "b")
+    Image.new("RGB", (64, 64), (200, 30, 20)).save(tmp_path / "data" / "a" / "x.HEIC", "HEIF", quality=95)
+    task = load_task(DataConfig(name=str(tmp_path / "data"), val=0))
+    pixels = np.concatenate(
+        [task.tensors(split, Resize((4, 4))).images.numpy() for split in ("train", "test")]
+    )
+    assert len(pixels) == 21 and abs(pixels[:, :, 0, 0].astype(int) - [200, 30, 20]).max(1).min() <= 3
 
 
 def test_a_class_without_usable_files_says_why(tmp_path):
