@@ -29,6 +29,7 @@ ORDER = [
     {"scoring", "export"},
     {"training"},
     {"cli"},
+    {"__main__"},
 ]
 PLACE = {name: place for place, names in enumerate(ORDER) for name in names}
 HEAVY = (
