@@ -134,7 +134,7 @@ def test_the_given_image_is_not_changed():
         (np.full((4, 4), 200.0), "0..1"),
         (np.full((4, 4), np.nan), "0..1"),
         (np.full((4, 4), "a"), "<U1"),
-        (Image.fromarray(np.full((4, 4), 70000, np.int32)), "16 bits"),
+        (Image.fromarray(np.full((4, 4), 70000, np.int32)), "0..65535; bits"),
     ],
 )
 def test_what_is_no_image_is_refused_by_name(bad, word):
