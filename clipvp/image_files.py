@@ -26,7 +26,7 @@ def open_image(file: BinaryIO, path: str = "") -> Image.Image:
     one rule holds: ``check_size``.
 
     Raises:
-        ValueError: The format is not known or not readable, or the image is empty or too large.
+        ValueError: The format is not known or not readable, or the image is too large.
     """
     prefix, reasons, tried = file.read(16), [], set()
     for load_plugins in (Image.preinit, Image.init, lambda: _register_heif(prefix)):
@@ -69,14 +69,12 @@ def _register_heif(prefix: bytes) -> None:
 
 
 def check_size(size: tuple[int, int], num_bytes: int) -> None:
-    """Refuse an image of (w, h) ``size`` that is empty, or too large for a file of ``num_bytes``.
+    """Refuse an image of (w, h) ``size`` that is too large, or too large for a file of ``num_bytes``.
 
     At most ``2 * PIL.Image.MAX_IMAGE_PIXELS`` are read, 179 megapixels, as Pillow does; None there means no limit.
     """
     width, height = size
     pixels = width * height
-    if min(size) < 1:
-        raise ValueError(f"it has no pixels ({width} x {height})")
     if Image.MAX_IMAGE_PIXELS is not None and pixels > 2 * Image.MAX_IMAGE_PIXELS:
         raise ValueError(
             f"{width} x {height} are {pixels / 1e6:.0f} million pixels; at most "

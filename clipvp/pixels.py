@@ -26,6 +26,8 @@ _WHICH_WHITE = "bits says which value is white: 8 for 255, 12 for 4095, 16 for 6
 
 def image_to_rgb(image: Image.Image, bits: int | None, report: Callable[[str], None]) -> Image.Image:
     """Return a PIL image as upright RGB; see ``to_rgb``."""
+    if min(image.size) < 1:
+        raise ValueError(f"it has no pixels ({image.width} x {image.height})")
     said = _said_white(image)
     raw = _raw_mode(image)
     values = _deep_colour(image, raw)
