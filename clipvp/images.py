@@ -8,19 +8,17 @@ from __future__ import annotations
 import io
 import math
 import os
-from contextlib import suppress
+import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
+from .image_files import check_size, open_image, strict
+from .pixels import array_to_rgb, image_to_rgb
 from .registry import UserError, check_choice
-
-with suppress(ImportError):  # the extra heif: then HEIC files open like any other
-    from pillow_heif import register_heif_opener
-
-    register_heif_opener()
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest", "lanczos")
 
@@ -29,89 +27,85 @@ class ImageError(UserError):
     """An image cannot be read; the message names it."""
 
 
-def to_rgb(image: Any, name: str | None = None) -> Image.Image:
+class ImageWarning(UserWarning):
+    """Images may be read otherwise than they are meant; the message names the option that decides."""
+
+
+def to_rgb(
+    image: Any,
+    name: str | None = None,
+    *,
+    bits: int | None = None,
+    report: Callable[[str], None] | None = None,
+) -> Image.Image:
     """Return ``image`` as an upright PIL RGB image, the first frame of an animated file.
 
-    Alpha is dropped, as ``convert("RGB")`` does: torchvision, timm and transformers see the same colours.
-    The EXIF orientation is applied, as transformers and datasets do. 16-bit grey is scaled to 8 bits.
+    As in torchvision, timm and transformers (``convert("RGB")``), alpha is dropped: the colours beneath transparent
+    pixels show. ICC profiles and gamma are ignored. CIELAB becomes sRGB. The EXIF orientation is applied, as
+    transformers and datasets do.
+
+    Samples of more than 8 bits are scaled by the value that is white, and rounded. In order: what the file says (a
+    PGM's or PPM's maxval, a TIFF's BitsPerSample below 16, a TIFF's MaxSampleValue of 2**n - 1, a PNG's sBIT when the
+    samples were not scaled), ``bits``, then 65535 for 16 bits, 32767 for 16 bits with a sign, 1 for floats. A 32-bit
+    integer TIFF that says nothing is refused without ``bits``. A 16-bit image whose values stay below a quarter of
+    white is read as it is, and reported: it is dark, or has 8 to 14 bits.
+
+    Files of more than 179 million pixels (``2 * PIL.Image.MAX_IMAGE_PIXELS``), and files above 33 million pixels with
+    more than 256 pixels in a byte, are refused before they are decoded. Truncated files are refused.
 
     Args:
         image: A path, the bytes of a file, a PIL image (returned itself when nothing is to be done), or an
             array of shape (h, w), (h, w, c) or (c, h, w) with c of 1, 3 or 4 (also 2 when last): uint8 or
-            another integer type with values 0..255, uint16 with 0..65535, bool, or float with 0..1.
+            another integer type with values 0..255, uint16 with 0..65535, bool, or float with 0..1. Also a torch
+            tensor on any device.
         name: What to call the image in an error; the path when empty.
+        bits: White is ``2**bits - 1`` where samples have more than 8 bits, or are floats, and the file does not say it.
+            From 1 to 32.
+        report: Called with one line about an image that may be meant otherwise, the same line for each image of
+            that kind; an ``ImageWarning`` when None.
 
     Raises:
-        ImageError: The image is damaged, empty, of an unknown format, or its values are out of range.
+        ImageError: The image is damaged, truncated, empty, too large or of an unknown format, or its values are out of
+            range.
     """
+    if bits is not None and not (isinstance(bits, int) and 1 <= bits <= 32):
+        raise UserError(f"bits: {bits!r} is not allowed; give a whole number from 1 to 32")
+    notes: list[str] = []
     try:
-        if isinstance(image, (str, os.PathLike)):
-            with Image.open(image) as opened:
-                return _pil_to_rgb(opened)
-        if isinstance(image, (bytes, bytearray, memoryview)):
-            with Image.open(io.BytesIO(image)) as opened:
-                return _pil_to_rgb(opened)
-        if isinstance(image, Image.Image):
-            return _pil_to_rgb(image)
-        if hasattr(image, "__array__"):
-            return _pil_to_rgb(_array_to_pil(np.asarray(image)))
-        raise TypeError(
-            f"{type(image).__name__} is not an image; give a path, bytes, a PIL image or an array"
-        )
+        rgb = _read(image, bits, notes.append)
     except Exception as error:  # PIL raises a dozen unrelated types on damaged files
         what = name or (os.fspath(image) if isinstance(image, (str, os.PathLike)) else type(image).__name__)
-        if isinstance(error, Image.UnidentifiedImageError):
-            reason = "no known image format"
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ImageError(f"{what}: cannot be read as an image: {reason}") from error
+    for note in notes:
+        if report is not None:
+            report(note)
         else:
-            reason = getattr(error, "strerror", None) or str(error)
-        raise ImageError(f"{what}: cannot be read as an image: {reason or type(error).__name__}") from error
+            warnings.warn(note, ImageWarning, stacklevel=2)
+    return rgb
 
 
-def _pil_to_rgb(image: Image.Image) -> Image.Image:
-    image.load()
-    with suppress(Exception):  # a damaged EXIF block leaves good pixels good
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB":
-        return image
-    if image.mode == "F" or image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image)
-        if image.mode == "I":  # 32-bit storage: older Pillows open 16-bit files so
-            if values.size and not 0 <= values.min() <= values.max() <= 65535:
-                raise ValueError(f"values {values.min()}..{values.max()} do not fit in 16 bits")
-            values = values.astype(np.uint16)
-        image = _array_to_pil(values)
-    if image.mode in ("P", "PA") and (image.mode == "PA" or "transparency" in image.info):
-        image = image.convert("RGBA")  # the same colours, but Pillow does not warn
-    return image.convert("RGB")
+def _read(image: Any, bits: int | None, report: Callable[[str], None]) -> Image.Image:
+    if isinstance(image, Image.Image):
+        with strict:
+            return image_to_rgb(image, bits, report)
+    if isinstance(image, (str, os.PathLike)):
+        with open(image, "rb") as file:
+            return _read_file(file, os.fspath(image), bits, report)
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return _read_file(io.BytesIO(image), "", bits, report)
+    if hasattr(image, "__array__"):
+        return array_to_rgb(image, bits, report)
+    raise TypeError(f"{type(image).__name__} is not an image; give a path, bytes, a PIL image or an array")
 
 
-def _array_to_pil(values: np.ndarray) -> Image.Image:
-    if values.ndim == 3 and values.shape[0] in (1, 3, 4) and values.shape[2] not in (1, 2, 3, 4):
-        values = values.transpose(1, 2, 0)
-    if values.ndim == 3 and values.shape[2] == 1:
-        values = values[:, :, 0]
-    if (
-        values.ndim not in (2, 3)
-        or (values.ndim == 3 and values.shape[2] not in (2, 3, 4))
-        or not values.size
-    ):
-        raise ValueError(
-            f"an array of shape {values.shape} is not an image; give (h, w), (h, w, c) or (c, h, w)"
-        )
-    if values.dtype == bool:
-        values = values * np.uint8(255)
-    elif values.dtype == np.uint16:
-        values = (values.astype(np.uint32) + 128) // 257  # rounded; 65535 is 255 * 257
-    elif np.issubdtype(values.dtype, np.floating):
-        if not -1e-3 <= values.min() <= values.max() <= 1 + 1e-3:  # not-a-number fails too
-            raise ValueError(f"float values {values.min():g}..{values.max():g} are not within 0..1")
-        values = np.rint(values.clip(0, 1) * 255)
-    elif not np.issubdtype(values.dtype, np.integer):
-        raise ValueError(f"an array of {values.dtype} is no image")
-    elif values.dtype != np.uint8 and not 0 <= values.min() <= values.max() <= 255:
-        raise ValueError(f"{values.dtype} values {values.min()}..{values.max()} are not within 0..255")
-    return Image.fromarray(np.ascontiguousarray(values, dtype=np.uint8))
+def _read_file(file: Any, path: str, bits: int | None, report: Callable[[str], None]) -> Image.Image:
+    with strict:
+        image = open_image(file, path)
+        if image.format in ("ICO", "ICNS"):  # only now the size of the PNG inside is known
+            image.load()
+            check_size(image.size, file.seek(0, io.SEEK_END))
+        return image_to_rgb(image, bits, report)
 
 
 @dataclass(frozen=True)

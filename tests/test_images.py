@@ -50,6 +50,83 @@ def test_tensors_are_arrays():
     np.testing.assert_array_equal(np.asarray(to_rgb(pixels / 255)), np.asarray(photo(8, 9)))
 
 
+PIXELS = np.asarray(photo(8, 9))
+HALVES = PIXELS // 16 * 16  # few levels, which half precision keeps
+READ_ONLY = PIXELS.copy()
+READ_ONLY.flags.writeable = False
+
+
+@pytest.mark.parametrize(
+    "array, expected",
+    [
+        (READ_ONLY, PIXELS),
+        (np.asfortranarray(PIXELS), PIXELS),
+        (PIXELS[::-1, ::-1], PIXELS[::-1, ::-1]),
+        (PIXELS.repeat(2, 1)[:, ::2], PIXELS),
+        (np.dstack([PIXELS, PIXELS[..., 0]]), PIXELS),
+        (np.dstack([PIXELS, PIXELS[..., 0]]).transpose(2, 0, 1), PIXELS),
+        (PIXELS[..., :2], PIXELS[..., [0, 0, 0]]),
+        (PIXELS[..., :1], PIXELS[..., [0, 0, 0]]),
+        (PIXELS[..., 0][None], PIXELS[..., [0, 0, 0]]),
+        *((PIXELS.astype(kind), PIXELS) for kind in ("<i2", ">i2", "<u4", ">i4", "i8", "u8", ">u8")),
+        *((PIXELS.astype(kind) * 257, PIXELS) for kind in ("<u2", ">u2")),
+        *(((PIXELS / 255).astype(kind), PIXELS) for kind in ("<f4", ">f4", "f8", ">f8", "g")),
+        ((HALVES / 255).astype("f2"), HALVES),
+        ((HALVES / 255).astype(">f2"), HALVES),
+        (PIXELS > 127, np.where(PIXELS > 127, 255, 0)),
+        ((PIXELS // 127).astype("i1") * 63, PIXELS // 127 * 63),
+    ],
+)
+def test_arrays_of_every_kind(array, expected):
+    np.testing.assert_array_equal(np.asarray(to_rgb(array)), expected)
+
+
+@pytest.mark.parametrize("kind", ["u2", ">u2", "i2", "i4", "u8", "f4", "f8"])
+def test_bits_say_which_value_of_an_array_is_white(kind):
+    values = np.array([[0, 1365], [2730, 4095]]).astype(kind)
+    assert np.asarray(to_rgb(values, bits=12))[..., 0].tolist() == [[0, 85], [170, 255]]
+    assert np.asarray(to_rgb(Image.fromarray(values.astype("i4")), bits=12))[..., 0].tolist() == [
+        [0, 85],
+        [170, 255],
+    ]
+
+
+def test_tensors_with_gradients_of_every_kind():
+    torch = pytest.importorskip("torch")
+    for kind in ("uint8", "int16", "int64"):
+        np.testing.assert_array_equal(to_rgb(torch.tensor(PIXELS).to(getattr(torch, kind))), PIXELS)
+    for kind in ("float16", "bfloat16", "float32", "float64"):
+        # Half precision keeps 8 bits of a value of up to 1: white, black and the powers of 2 are exact.
+        values = torch.tensor([[0, 1.0], [0.5, 0.25]], dtype=getattr(torch, kind), requires_grad=True)
+        assert np.asarray(to_rgb(values))[..., 0].tolist() == [[0, 255], [128, 64]]
+    values = torch.tensor(PIXELS.astype(np.int32) * 257).to(torch.uint16)
+    np.testing.assert_array_equal(to_rgb(values.permute(2, 0, 1)), PIXELS)
+    with pytest.raises(ImageError, match="meta"):
+        to_rgb(torch.zeros(3, 8, 9, device="meta"))
+
+
+def test_whatever_makes_itself_an_array():
+    class Picture:
+        def __array__(self, dtype=None, copy=None):
+            return PIXELS
+
+    class Broken:
+        def __array__(self, dtype=None, copy=None):
+            raise RuntimeError("lost")
+
+    np.testing.assert_array_equal(to_rgb(Picture()), PIXELS)
+    with pytest.raises(ImageError, match="^Broken: .* lost"):
+        to_rgb(Broken())
+
+
+def test_brain_floats_of_numpy():
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    assert np.asarray(to_rgb(np.array([[0, 0.5], [0.25, 1]], bfloat16)))[..., 0].tolist() == [
+        [0, 128],
+        [64, 255],
+    ]
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
 def test_every_mode_gives_what_convert_gives(mode):
     image = photo(12, 10).convert("L" if mode == "LA" else "RGB").convert(mode)
@@ -134,7 +211,16 @@ def test_the_given_image_is_not_changed():
         (np.full((4, 4), 200.0), "0..1"),
         (np.full((4, 4), np.nan), "0..1"),
         (np.full((4, 4), "a"), "<U1"),
-        (Image.fromarray(np.full((4, 4), 70000, np.int32)), "16 bits"),
+        (np.full((4, 4), -1), "0..255"),
+        (np.full((4, 4), 300, np.uint32), "bits"),
+        (np.full((4, 4), -1.0), "0..1"),
+        (np.full((4, 4), np.inf), "0..1"),
+        (np.full((4, 4), 1j), "complex128"),
+        (np.full((4, 4), None), "object"),
+        (np.full((4, 4), "2026-01-01", "M8[D]"), "datetime64"),
+        (np.zeros(4), "shape"),
+        (np.zeros(()), "shape"),
+        (Image.fromarray(np.full((4, 4), 70000, np.int32)), "0..65535; bits"),
     ],
 )
 def test_what_is_no_image_is_refused_by_name(bad, word):

@@ -16,7 +16,8 @@ RECIPES = sorted(set((ROOT / "recipes").glob("*.py")) - {ROOT / "recipes" / "tex
 ORDER = [
     {"registry"},
     {"files", "cpu"},
-    {"progress", "images"},
+    {"progress", "image_files", "pixels"},
+    {"images"},
     {"config"},
     {"labels", "sharing"},
     {"prompts", "mappings"},

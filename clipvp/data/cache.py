@@ -24,7 +24,7 @@ import numpy as np
 from ..files import CacheEntry, cache_root, remove_asides, write_atomic, write_json
 from ..images import Resize
 
-FORMAT = 1  # raise it when the meaning of an entry's bytes changes: old entries are then not used
+FORMAT = 2  # raise it when the meaning of an entry's bytes changes: old entries are then not used
 ABANDONED = 3600.0  # seconds; files here take milliseconds to write, so an older unfinished one is abandoned
 PRESENT = 1 << 32  # tells an image whose CRC is 0 from an absent one
 
