@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from .config.schema import MappingConfig, RunConfig, SourceConfig
+from .cpu import float32_default
 from .data.task import Task
 from .labels.space import LabelSpace
 from .labels.templates import resolve_templates, text_class_names
@@ -44,6 +45,7 @@ def text_label_space(config: MappingConfig, class_names: Sequence[str]) -> Label
     return LabelSpace.from_templates(templates, text_class_names(class_names, config.class_names))
 
 
+@float32_default()
 def build_classifier(
     config: RunConfig, task: Task, device: str | torch.device | None = None
 ) -> PromptedClassifier:
@@ -71,4 +73,4 @@ def build_classifier(
     prompt = build_prompt(config.prompt, source, task.empty)
     mapping = MAPPINGS.get(config.mapping.kind).from_config(config.mapping, source, names, config.seed)
     share = config.prompt.share_border
-    return PromptedClassifier(prompt, source, mapping, names, share).to(source.mean.device)
+    return PromptedClassifier(prompt, source, mapping, names, share, task.reading).to(source.mean.device)

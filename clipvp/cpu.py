@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 # Parameters of mallopt with the numbers of the GNU C library's malloc.h, and their defaults. The default of the trim
@@ -40,6 +42,19 @@ def keep_freed_memory(keep: bool = True) -> None:
     mallopt(_MMAP_MAX, 0 if keep else _MMAP_MAX_DEFAULT)
     mallopt(_MMAP_THRESHOLD, _MMAP_LARGE)
     mallopt(_TRIM_THRESHOLD, _TRIM_LARGE if keep else _TRIM_DEFAULT)
+
+
+@contextmanager
+def float32_default() -> Iterator[None]:
+    """Context manager and decorator: inside, new tensors are float32, whatever ``torch.set_default_dtype`` has set."""
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def import_open_clip() -> ModuleType:

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .cpu import float32_default
 from .files import write_atomic
 from .model import PromptedClassifier
 from .registry import UserError
@@ -41,6 +42,7 @@ class _Graph(nn.Module):
         return logits if self.logits else logits.softmax(1)
 
 
+@float32_default()
 @torch.no_grad()
 def export_onnx(classifier: PromptedClassifier, path: str | Path, logits: bool = False) -> float:
     """Write a classifier as an ONNX file and compare it with onnxruntime's results.

@@ -10,11 +10,11 @@ import math
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageColor
 
 from .image_files import check_size, open_image, strict
 from .pixels import array_to_rgb, image_to_rgb
@@ -31,18 +31,54 @@ class ImageWarning(UserWarning):
     """Images may be read otherwise than they are meant; the message names the option that decides."""
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What an image's file does not say, and a person knows.
+
+    Args:
+        bits: White is ``2**bits - 1`` where samples have more than 8 bits, or are floats, and the file does not say it.
+            From 1 to 32.
+        background: The colour beneath transparent pixels, a name ("white") or "#rrggbb"; alpha is dropped when None.
+    """
+
+    bits: int | None = None
+    background: str | None = None
+
+    def __post_init__(self):
+        if self.bits is not None and not (type(self.bits) is int and 1 <= self.bits <= 32):
+            raise UserError(f"data.bits: {self.bits!r} is not allowed; give a whole number from 1 to 32")
+        self.colour  # noqa: B018, it raises
+
+    def updated(self, other: Reading) -> Reading:
+        """Return this with what ``other`` says."""
+        return replace(self, **{key: value for key, value in asdict(other).items() if value is not None})
+
+    @property
+    def colour(self) -> tuple[int, int, int] | None:
+        """The background as red, green and blue, 0..255."""
+        if self.background is None:
+            return None
+        try:
+            return ImageColor.getrgb(self.background)[:3]
+        except (ValueError, TypeError, AttributeError):
+            raise UserError(
+                f"data.background: {self.background!r} is no colour; give a name such as white, or #rrggbb"
+            ) from None
+
+
 def to_rgb(
     image: Any,
     name: str | None = None,
     *,
     bits: int | None = None,
+    background: str | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Image.Image:
     """Return ``image`` as an upright PIL RGB image, the first frame of an animated file.
 
-    As in torchvision, timm and transformers (``convert("RGB")``), alpha is dropped: the colours beneath transparent
-    pixels show. ICC profiles and gamma are ignored. CIELAB becomes sRGB. The EXIF orientation is applied, as
-    transformers and datasets do.
+    As in torchvision, timm and transformers (``convert("RGB")``), alpha is dropped without ``background``: the colours
+    beneath transparent pixels show, and an image that has such pixels is reported. ICC profiles and gamma are ignored.
+    CIELAB becomes sRGB. The EXIF orientation is applied, as transformers and datasets do.
 
     Samples of more than 8 bits are scaled by the value that is white, and rounded. In order: what the file says (a
     PGM's or PPM's maxval, a TIFF's BitsPerSample below 16, a TIFF's MaxSampleValue of 2**n - 1, a PNG's sBIT when the
@@ -54,29 +90,27 @@ def to_rgb(
     more than 256 pixels in a byte, are refused before they are decoded. Truncated files are refused.
 
     Args:
-        image: A path, the bytes of a file, a PIL image (returned itself when nothing is to be done), or an
-            array of shape (h, w), (h, w, c) or (c, h, w) with c of 1, 3 or 4 (also 2 when last): uint8 or
-            another integer type with values 0..255, uint16 with 0..65535, bool, or float with 0..1. Also a torch
+        image: A path, the bytes of a file, a file open to read bytes, a PIL image (returned itself when nothing is to
+            be done), or an array of shape (h, w), (h, w, c) or (c, h, w) with c of 1, 3 or 4 (also 2 when last): uint8
+            or another integer type with values 0..255, uint16 with 0..65535, bool, or float with 0..1. Also a torch
             tensor on any device.
         name: What to call the image in an error; the path when empty.
-        bits: White is ``2**bits - 1`` where samples have more than 8 bits, or are floats, and the file does not say it.
-            From 1 to 32.
-        report: Called with one line about an image that may be meant otherwise, the same line for each image of
-            that kind; an ``ImageWarning`` when None.
+        bits: See ``Reading``.
+        background: See ``Reading``.
+        report: Called with one line about an image that may be meant otherwise, one of ``NOTICES``; an
+            ``ImageWarning`` when None.
 
     Raises:
         ImageError: The image is damaged, truncated, empty, too large or of an unknown format, or its values are out of
             range.
     """
-    if bits is not None and not (isinstance(bits, int) and 1 <= bits <= 32):
-        raise UserError(f"bits: {bits!r} is not allowed; give a whole number from 1 to 32")
+    ground = Reading(bits, background).colour
     notes: list[str] = []
     try:
-        rgb = _read(image, bits, notes.append)
+        rgb = _read(image, bits, ground, notes.append)
     except Exception as error:  # PIL raises a dozen unrelated types on damaged files
         what = name or (os.fspath(image) if isinstance(image, (str, os.PathLike)) else type(image).__name__)
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise ImageError(f"{what}: cannot be read as an image: {reason}") from error
+        raise ImageError(_unreadable(what, error)) from error
     for note in notes:
         if report is not None:
             report(note)
@@ -85,27 +119,45 @@ def to_rgb(
     return rgb
 
 
-def _read(image: Any, bits: int | None, report: Callable[[str], None]) -> Image.Image:
+def check_image(path: str | os.PathLike) -> None:
+    """Raise ``ImageError`` if a file is not an image; its headers alone are read."""
+    try:
+        with open(os.path.expanduser(path), "rb") as file:
+            open_image(file, os.fspath(path))
+    except Exception as error:
+        raise ImageError(_unreadable(os.fspath(path), error)) from error
+
+
+def _unreadable(what: str, error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return f"{what}: cannot be read as an image: {reason}"
+
+
+def _read(image: Any, *how: Any) -> Image.Image:
     if isinstance(image, Image.Image):
         with strict:
-            return image_to_rgb(image, bits, report)
+            return image_to_rgb(image, *how)
     if isinstance(image, (str, os.PathLike)):
-        with open(image, "rb") as file:
-            return _read_file(file, os.fspath(image), bits, report)
+        with open(os.path.expanduser(image), "rb") as file:
+            return _read_file(file, os.fspath(image), *how)
     if isinstance(image, (bytes, bytearray, memoryview)):
-        return _read_file(io.BytesIO(image), "", bits, report)
+        return _read_file(io.BytesIO(image), "", *how)
     if hasattr(image, "__array__"):
-        return array_to_rgb(image, bits, report)
-    raise TypeError(f"{type(image).__name__} is not an image; give a path, bytes, a PIL image or an array")
+        return array_to_rgb(image, *how)
+    if hasattr(image, "read"):  # an open file
+        return _read_file(io.BytesIO(image.read()), str(getattr(image, "name", "")), *how)
+    raise TypeError(
+        f"{type(image).__name__} is not an image; give a path, bytes, an open file, a PIL image or an array"
+    )
 
 
-def _read_file(file: Any, path: str, bits: int | None, report: Callable[[str], None]) -> Image.Image:
+def _read_file(file: Any, path: str, *how: Any) -> Image.Image:
     with strict:
         image = open_image(file, path)
         if image.format in ("ICO", "ICNS"):  # only now the size of the PNG inside is known
             image.load()
             check_size(image.size, file.seek(0, io.SEEK_END))
-        return image_to_rgb(image, bits, report)
+        return image_to_rgb(image, *how)
 
 
 @dataclass(frozen=True)
@@ -120,6 +172,7 @@ class Resize:
         interpolation: bilinear, bicubic, nearest or lanczos; antialiased, as Pillow does.
         half: Where a crop begins when its middle falls between two pixels: even (rounded half to even:
             torchvision, timm, open_clip) or down (transformers).
+        reading: What the images' files do not say.
     """
 
     size: tuple[int, int]
@@ -127,6 +180,7 @@ class Resize:
     crop_pct: float = 1.0
     interpolation: str = "bilinear"
     half: str = "even"
+    reading: Reading = Reading()
 
     def __post_init__(self):
         object.__setattr__(self, "size", tuple(int(side) for side in self.size))
@@ -149,6 +203,12 @@ class Resize:
         top, left = whole((h - self.size[0]) / 2), whole((w - self.size[1]) / 2)
         return np.array(image.crop((left, top, left + self.size[1], top + self.size[0])))
 
+    def read(
+        self, image: Any, name: str | None = None, report: Callable[[str], None] | None = None
+    ) -> np.ndarray:
+        """Return the pixels, uint8 (h, w, 3), of anything that ``to_rgb`` takes."""
+        return self(to_rgb(image, name, **asdict(self.reading), report=report))
+
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         # timm rounds down; the small term mends quotients such as 224 / (224 / 354) = 353.99999999999994.
         h, w = (math.floor(side / self.crop_pct + 1e-6) for side in self.size)
@@ -161,9 +221,12 @@ class Resize:
         return round(height / ratio), round(width / ratio)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, ready for JSON."""
-        return {**asdict(self), "size": list(self.size)}
+        """Return plain values, ready for JSON; ``reading`` where it says something."""
+        values = {**asdict(self), "size": list(self.size)}
+        if self.reading == Reading():
+            del values["reading"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Resize:
-        return cls(**values)
+        return cls(**{**values, "reading": Reading(**values.get("reading", {}))})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from .artifact.save import artifact_tensors, load_prompt, push_prompt, save_prompt
-from .images import Resize, to_rgb
+from .cpu import float32_default
+from .data.decode import num_threads
+from .data.inputs import single_images
+from .images import ImageError, Reading, Resize
 from .mappings.base import LabelMapping
 from .prompts.base import VisualPrompt
-from .registry import UserError
+from .registry import UserError, check_choice, check_positive
 from .sources.base import SharedBorder, Source
 
 
@@ -27,6 +32,7 @@ class PromptedClassifier(nn.Module):
         class_names: The T target classes, in the order of the target logits.
         share_border: Let the source compute once a batch, not once an image, what all prompted images have in common
             (``prompt.surroundings``). The result is the same up to rounding.
+        reading: What the files of its images do not say.
 
     Attributes:
         results: Results of the run that trained it, ready for JSON; saved along, for the model card.
@@ -40,6 +46,7 @@ class PromptedClassifier(nn.Module):
         mapping: LabelMapping,
         class_names: Sequence[str],
         share_border: bool = True,
+        reading: Reading | None = None,
     ):
         super().__init__()
         if prompt.canvas != tuple(source.canvas):
@@ -54,14 +61,14 @@ class PromptedClassifier(nn.Module):
             )
         self.prompt, self.source, self.mapping = prompt, source, mapping
         self.class_names = list(class_names)
-        self.share_border = share_border
+        self.share_border, self.reading = share_border, reading or Reading()
         self.results: dict[str, Any] | None = None
         self.folder: Path | None = None
 
     @property
     def resize(self) -> Resize:
         """How a raw image becomes what ``forward`` takes."""
-        return self.prompt.resize(self.source.resize)
+        return replace(self.prompt.resize(self.source.resize), reading=self.reading)
 
     @property
     def source_is_frozen(self) -> bool:
@@ -124,40 +131,66 @@ class PromptedClassifier(nn.Module):
                 raise ValueError(f"{name} is {tuple(state[name].shape)}, not {tuple(value.shape)}")
             value.copy_(state[name])
 
+    @float32_default()
     @torch.no_grad()
-    def predict(self, images: Any, top_k: int = 5, batch_size: int = 64) -> list[list[dict]]:
+    def predict(
+        self, images: Any, top_k: int = 5, batch_size: int = 64, on_error: str = "raise"
+    ) -> list[list[dict] | ImageError]:
         """Classify images of any kind.
 
         Args:
-            images: One or many of: path, encoded bytes, PIL image, uint8 array (h, w), (h, w, 1|3|4).
-            top_k: Classes returned for each image, at most T.
+            images: One or many of: path, folder, pattern (``photos/*.jpg``), encoded bytes, open file, PIL image,
+                array or tensor, as ``clipvp.images.to_rgb`` takes them. Many may be a list, an array, a pandas
+                Series or another iterable.
+            top_k: Classes returned for each image, 1 or more; T where it is above T.
             batch_size: Images at a time.
+            on_error: What an unreadable image does: raise, or skip (its place in the result holds its ``ImageError``).
 
         Returns:
             For each image the best classes first, each ``{"label", "score", "source_label"}``; scores are
-            the softmax of the target logits, in [0, 1]; the source label is None where the mapping has none.
+            the softmax of the target logits, in [0, 1]; the source label is None where the mapping has none. The
+            images of a folder or a pattern are in the order of their names.
 
         Raises:
             clipvp.images.ImageError: Something is not a readable image.
+            UserError: A folder holds no images, or a number is out of range.
         """
-        many = list(images) if isinstance(images, Iterable) and _is_batch(images) else [images]
-        names = [
-            self.source.labels.names[i] if i >= 0 else None
-            for i in self.mapping.links(1).index[:, 0].tolist()
-        ]
-        resize, results = self.resize, []
-        for start in range(0, len(many), batch_size):
-            arrays = [torch.from_numpy(resize(to_rgb(image))) for image in many[start : start + batch_size]]
-            batch = torch.stack(arrays).permute(0, 3, 1, 2).to(self.device, torch.float32) / 255
-            scores, classes = self(batch).softmax(1).topk(min(top_k, len(self.class_names)), dim=1)
-            results += [
-                [
-                    {"label": self.class_names[c], "score": score, "source_label": names[c]}
-                    for score, c in zip(row_scores, row, strict=True)
-                ]
-                for row_scores, row in zip(scores.tolist(), classes.tolist(), strict=True)
-            ]
+        check_positive("top_k", top_k)
+        check_positive("batch_size", batch_size)
+        check_choice("on_error", on_error, ["raise", "skip"])
+        many = single_images(images)
+        results: list[list[dict] | ImageError] = []
+        with ThreadPoolExecutor(num_threads()) as pool:
+            for start in range(0, len(many), batch_size):
+                read = list(pool.map(self._read, many[start : start + batch_size]))
+                errors = [pixels for pixels in read if isinstance(pixels, ImageError)]
+                if errors and on_error == "raise":
+                    raise errors[0]
+                good = [torch.from_numpy(pixels) for pixels in read if not isinstance(pixels, ImageError)]
+                rows = iter(self._classify(torch.stack(good), top_k) if good else [])
+                results += [pixels if isinstance(pixels, ImageError) else next(rows) for pixels in read]
         return results
+
+    def _read(self, image: Any) -> Any:
+        """Return the pixels (h, w, 3) uint8 of an image, or its error."""
+        try:
+            return self.resize.read(image)
+        except ImageError as error:
+            return error
+
+    def _classify(self, pixels: Tensor, top_k: int) -> list[list[dict]]:
+        """Return the best classes of images (B, h, w, 3) uint8."""
+        labels = self.source.labels.names
+        names = [labels[i] if i >= 0 else None for i in self.mapping.links(1).index[:, 0].tolist()]
+        images = pixels.permute(0, 3, 1, 2).to(self.device, torch.float32) / 255
+        scores, classes = self(images).softmax(1).topk(min(top_k, len(self.class_names)), dim=1)
+        return [
+            [
+                {"label": self.class_names[c], "score": score, "source_label": names[c]}
+                for score, c in zip(row_scores, row, strict=True)
+            ]
+            for row_scores, row in zip(scores.tolist(), classes.tolist(), strict=True)
+        ]
 
     def save_pretrained(
         self, folder: str | Path, *, push_to_hub: bool = False, repo_id: str | None = None, **options: Any
@@ -237,15 +270,11 @@ class PromptedClassifier(nn.Module):
             **download,
         )
         try:
-            classifier = cls(parts.prompt, parts.source, parts.mapping, parts.class_names, share_border)
+            names, reading = parts.class_names, parts.reading
+            classifier = cls(parts.prompt, parts.source, parts.mapping, names, share_border, reading)
         except ValueError as error:
             raise UserError(
                 f"prompt {str(prompt)!r}: config.json does not describe a prompt: {error}"
             ) from error
         classifier.results, classifier.folder = parts.results, parts.folder
         return classifier.to(classifier.device).eval()
-
-
-def _is_batch(images: Any) -> bool:
-    single = isinstance(images, (str, bytes, bytearray, memoryview)) or hasattr(images, "getexif")
-    return not single and not (hasattr(images, "ndim") and images.ndim < 4)

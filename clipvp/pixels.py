@@ -21,21 +21,44 @@ _TURNS = {
 }
 _BITS, _PHOTOMETRIC, _PLANES, _MOST, _MOST_OF_KIND = 258, 262, 284, 281, 341  # TIFF tags
 _SWAPPED = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}  # byte orders
+_DARK = (
+    "samples stored in 16 bits whose largest value fits in {fit} bits are read as 0..{white}, so the image is dark; if "
+    "they have {fit} bits, set bits to {fit}, and if the image is dark in truth, set bits to {bits} (data.bits)"
+)
+_TRANSPARENT = (
+    "transparent pixels are read without their alpha, so colours that cannot be seen count; set background "
+    "(data.background) to the colour that belongs beneath them, such as white"
+)
+NOTICES = (
+    *(_DARK.format(fit=fit, white=2**bits - 1, bits=bits) for bits in (16, 15) for fit in (8, 10, 12, 14)),
+    _TRANSPARENT,
+)
+_Colour = tuple[int, int, int]
 _WHICH_WHITE = "bits says which value is white: 8 for 255, 12 for 4095, 16 for 65535"
 
 
-def image_to_rgb(image: Image.Image, bits: int | None, report: Callable[[str], None]) -> Image.Image:
-    """Return a PIL image as upright RGB; see ``to_rgb``."""
+def image_to_rgb(
+    image: Image.Image, bits: int | None, ground: _Colour | None, report: Callable[[str], None]
+) -> Image.Image:
+    """Return a PIL image as upright RGB; see ``to_rgb``.
+
+    Args:
+        ground: The colour beneath transparent pixels, 0..255; alpha is dropped when None.
+    """
     if min(image.size) < 1:
         raise ValueError(f"it has no pixels ({image.width} x {image.height})")
     said = _said_white(image)
     raw = _raw_mode(image)
-    values = _deep_colour(image, raw)
+    values, alpha = _deep_colour(image, raw)
     image.load()
     if values is None and (image.mode in ("I", "F") or image.mode.startswith("I;16")):
         values = np.asarray(image)
+    key = image.info.get("transparency")
+    if values is not None and isinstance(key, (int, tuple)):  # the value of 16 bits that is transparent
+        hidden = values == np.asarray(key)
+        alpha = np.where(hidden.all(2) if hidden.ndim == 3 else hidden, 0, 255).astype(np.uint8)
     if values is None:
-        rgb = _mode_to_rgb(image)
+        rgb, alpha = _mode_to_rgb(image)
     else:
         said = _checked_white(said, values, image.format)
         white = _white(values, _stored_white(image), said, bits, report)
@@ -43,6 +66,7 @@ def image_to_rgb(image: Image.Image, bits: int | None, report: Callable[[str], N
         if _white_is_zero(image, raw):
             eight = 255 - eight
         rgb = Image.fromarray(eight).convert("RGB")
+    rgb = _on_ground(rgb, alpha, ground, report)
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     except Exception:  # a damaged EXIF block leaves good pixels good
@@ -50,7 +74,9 @@ def image_to_rgb(image: Image.Image, bits: int | None, report: Callable[[str], N
     return rgb.transpose(turn) if turn is not None else rgb
 
 
-def array_to_rgb(image: Any, bits: int | None, report: Callable[[str], None]) -> Image.Image:
+def array_to_rgb(
+    image: Any, bits: int | None, ground: _Colour | None, report: Callable[[str], None]
+) -> Image.Image:
     """Return an array or a tensor as RGB; see ``to_rgb``."""
     if hasattr(image, "detach"):  # a torch tensor: perhaps on a GPU, with a gradient, or bfloat16
         image = image.detach().cpu()
@@ -63,11 +89,15 @@ def array_to_rgb(image: Any, bits: int | None, report: Callable[[str], None]) ->
         raise ValueError(
             f"an array of shape {values.shape} is not an image; give (h, w), (h, w, c) or (c, h, w)"
         )
-    if values.ndim == 3:  # alpha is dropped
-        values = values[:, :, :3] if values.shape[2] > 2 else values[:, :, 0]
     if values.dtype.name.startswith(("bfloat", "float8", "float16")):
         values = values.astype(np.float32)
     values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    alpha = None
+    if values.ndim == 3:
+        if values.shape[2] in (2, 4):
+            most = {"b": 1, "f": 1}.get(values.dtype.kind, 65535 if values.dtype == np.uint16 else 255)
+            alpha = np.rint(values[:, :, -1].astype(np.float64).clip(0, most) * 255 / most).astype(np.uint8)
+        values = values[:, :, :3] if values.shape[2] > 2 else values[:, :, 0]
     if values.dtype == bool:
         values = values * np.uint8(255)
     elif values.dtype == np.uint16:
@@ -78,7 +108,23 @@ def array_to_rgb(image: Any, bits: int | None, report: Callable[[str], None]) ->
             values = _to_8_bits(values, _white(values, usual, None, bits, report))
     else:
         raise ValueError(f"an array of {values.dtype} is not an image")
-    return Image.fromarray(np.ascontiguousarray(values)).convert("RGB")
+    rgb = Image.fromarray(np.ascontiguousarray(values)).convert("RGB")
+    return _on_ground(rgb, alpha, ground, report)
+
+
+def _on_ground(
+    rgb: Image.Image, alpha: Any, ground: _Colour | None, report: Callable[[str], None]
+) -> Image.Image:
+    """Return RGB pixels over a ground, as their alpha says: an 8-bit image or array (h, w), None for opaque ones."""
+    if alpha is None:
+        return rgb
+    alpha = Image.fromarray(alpha) if isinstance(alpha, np.ndarray) else alpha
+    if alpha.getextrema()[0] == 255:
+        return rgb
+    if ground is None:
+        report(_TRANSPARENT)
+        return rgb
+    return Image.composite(rgb, Image.new("RGB", rgb.size, ground), alpha)
 
 
 def _white(
@@ -101,11 +147,7 @@ def _white(
         raise ValueError(f"{kind} values {low:g}..{high:g} are not within 0..{white}{hint}")
     if white > 255 and not said and not bits and 0 < high <= white / 4:
         fit = next(fit for fit in (8, 10, 12, 14) if high < 2**fit)
-        report(
-            f"samples stored in 16 bits whose largest value fits in {fit} bits are read as 0..{white}, so the image is "
-            f"dark; if they have {fit} bits, set bits to {fit}, and if the image is dark in truth, set bits to "
-            f"{white.bit_length()}"
-        )
+        report(_DARK.format(fit=fit, white=white, bits=white.bit_length()))
     return white
 
 
@@ -199,8 +241,8 @@ def _raw_mode(image: Image.Image) -> str:
     return args if isinstance(args, str) else ""
 
 
-def _deep_colour(image: Image.Image, raw: str) -> np.ndarray | None:
-    """Return the samples of 16-bit colour, (h, w, 3) or (h, w) uint16; None for other images.
+def _deep_colour(image: Image.Image, raw: str) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Return the samples of 16-bit colour, (h, w, 3) or (h, w) uint16, and alpha, (h, w) uint8; None for other images.
 
     Pillow keeps the high byte only. The same file, read in the other byte order, gives the low one.
     """
@@ -211,7 +253,7 @@ def _deep_colour(image: Image.Image, raw: str) -> np.ndarray | None:
         raise ValueError("it has 16-bit colour in separate planes; save the TIFF with interleaved channels")
     colour, _, order = raw.partition(";16")
     if image.format not in ("PNG", "TIFF") or colour not in ("RGB", "RGBX", "RGBA", "LA") or not order:
-        return None
+        return None, None
     image.fp.seek(0)
     other = type(image)(image.fp)
     swapped = (
@@ -220,8 +262,10 @@ def _deep_colour(image: Image.Image, raw: str) -> np.ndarray | None:
     other.tile = [_with_raw_mode(tile, swapped) for tile in other.tile]
     low = np.asarray(other)
     if colour == "LA":
-        return low[:, :, 0] * np.uint16(256) + low[:, :, 1]
-    return np.asarray(image)[:, :, :3] * np.uint16(256) + low[:, :, :3]
+        return low[:, :, 0] * np.uint16(256) + low[:, :, 1], np.ascontiguousarray(low[:, :, 2])
+    high = np.asarray(image)
+    alpha = np.ascontiguousarray(high[:, :, 3]) if colour == "RGBA" else None
+    return high[:, :, :3] * np.uint16(256) + low[:, :, :3], alpha
 
 
 def _with_raw_mode(tile: Any, raw: str) -> Any:
@@ -231,15 +275,18 @@ def _with_raw_mode(tile: Any, raw: str) -> Any:
     )  # named since Pillow 11
 
 
-def _mode_to_rgb(image: Image.Image) -> Image.Image:
-    """Return an image of 8 bits or less as RGB, with the colours that ``convert("RGB")`` gives where it is defined."""
+def _mode_to_rgb(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Return an image of 8 bits or less as RGB, with the colours that ``convert("RGB")`` gives where it is defined,
+    and its alpha, None where it has none.
+    """
     if image.mode == "LAB":
-        return _lab_to_rgb(image)
+        return _lab_to_rgb(image), None
     if image.mode in ("La", "RGBa"):  # colours that are multiplied by alpha
         image = image.convert(f"{image.mode[:-1]}A")
-    elif image.mode == "PA" or (image.mode == "P" and "transparency" in image.info):
-        image = image.convert("RGBA")  # the same colours, but Pillow does not warn
-    return image if image.mode == "RGB" else image.convert("RGB")
+    elif image.mode == "PA" or (image.mode in ("P", "1", "L", "RGB") and "transparency" in image.info):
+        image = image.convert("RGBA")
+    alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
+    return image if image.mode == "RGB" else image.convert("RGB"), alpha
 
 
 def _lab_to_rgb(image: Image.Image) -> Image.Image:

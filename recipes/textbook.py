@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from clipvp.cli import parse, user_errors
 from clipvp.data.sets import ImageSet
 from clipvp.data.task import Task
-from clipvp.images import Resize, to_rgb
+from clipvp.images import Resize
 from clipvp.prompts.base import VisualPrompt
 from clipvp.sources.base import DTYPES, Source
 
@@ -37,7 +37,7 @@ class Files(Dataset):
         return len(self.images)
 
     def __getitem__(self, row: int) -> tuple[Tensor, int]:
-        pixels = self.resize(to_rgb(self.images.item(row)))
+        pixels = self.resize.read(self.images.item(row))
         return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255, int(self.images.labels[row])
 
 

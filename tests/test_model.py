@@ -1,12 +1,10 @@
 """The prompted classifier is prompt, then source, then mapping; what is saved is what is loaded, or an error."""
 
 import copy
-import io
 import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import coloured_images, photo
@@ -19,7 +17,6 @@ import clipvp.artifact.save
 from clipvp import PromptedClassifier, Task, UserError, build_classifier, load_source
 from clipvp.artifact.format import write_artifact
 from clipvp.config.values import from_dict
-from clipvp.images import ImageError, to_rgb
 from clipvp.mappings.base import LabelMapping
 from clipvp.mappings.frequency import FrequencyMapping
 from clipvp.mappings.random import RandomMapping
@@ -308,63 +305,6 @@ def test_what_was_trained_is_taken_over_strictly(tiny_timm):
     del state["prompt.delta"]
     with pytest.raises(ValueError, match="prompt.delta"):
         other.load_trained_state(state)
-
-
-# Predicting
-
-
-def test_predict_takes_any_image_and_gives_softmax_scores(tiny_timm, tmp_path):
-    classifier, image = made(tiny_timm), photo(30, 40)
-    path, encoded = tmp_path / "a.png", io.BytesIO()
-    image.save(path)
-    image.save(encoded, "PNG")
-    array = np.asarray(image)
-    ways = [path, str(path), encoded.getvalue(), bytearray(encoded.getvalue()), image, array]
-    ways += [array.transpose(2, 0, 1), torch.from_numpy(array.copy())]
-    pixels = torch.from_numpy(classifier.resize(to_rgb(image))).permute(2, 0, 1)[None].float() / 255
-    with torch.no_grad():
-        scores = classifier(pixels).softmax(1)[0]
-    order = scores.argsort(descending=True).tolist()
-    for way in ways:
-        (rows,) = classifier.predict(way)
-        assert [row["label"] for row in rows] == [NAMES[c] for c in order]
-        assert [row["score"] for row in rows] == pytest.approx(scores[order].tolist(), abs=1e-5)
-        index = classifier.mapping.source_index.tolist()
-        assert [row["source_label"] for row in rows] == [
-            classifier.source.labels.names[index[c]] for c in order
-        ]
-
-
-def test_predict_does_not_depend_on_the_batch(tiny_timm):
-    classifier = made(tiny_timm)
-    images = [photo(20, 25, seed) for seed in range(5)]
-    together = classifier.predict(images, batch_size=2, top_k=2)
-    assert len(together) == 5 and all(len(rows) == 2 for rows in together)
-    for rows, image in zip(together, images, strict=True):
-        (alone,) = classifier.predict(image, top_k=2)
-        assert [row["label"] for row in alone] == [row["label"] for row in rows]
-        assert [row["score"] for row in alone] == pytest.approx([row["score"] for row in rows], abs=1e-5)
-    batch = np.stack([np.asarray(image) for image in images])
-    assert [rows[0]["label"] for rows in classifier.predict(batch)] == [rows[0]["label"] for rows in together]
-    assert len(classifier.predict(iter(images))) == 5 and classifier.predict([]) == []
-
-
-@pytest.mark.parametrize("top_k", [1, 2, 3, 9])
-def test_predict_without_source_labels_gives_none(top_k, tiny_timm):
-    plain = made(tiny_timm)
-    classifier = PromptedClassifier(plain.prompt, plain.source, Linear(20, 3, "logits"), NAMES).eval()
-    (rows,) = classifier.predict(photo(30, 40), top_k=top_k)
-    assert len(rows) == min(top_k, 3) and all(row["source_label"] is None for row in rows)
-    pixels = torch.from_numpy(classifier.resize(to_rgb(photo(30, 40)))).permute(2, 0, 1)[None].float() / 255
-    with torch.no_grad():
-        scores = classifier(pixels).softmax(1)[0].sort(descending=True)
-    assert [row["label"] for row in rows] == [NAMES[c] for c in scores.indices[:top_k]]
-    assert [row["score"] for row in rows] == pytest.approx(scores.values[:top_k].tolist(), abs=1e-5)
-
-
-def test_predict_names_what_is_not_an_image(tiny_timm):
-    with pytest.raises(ImageError, match="no/such.png"):
-        made(tiny_timm).predict(["no/such.png"])
 
 
 # Saved equals loaded

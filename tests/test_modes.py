@@ -9,7 +9,9 @@ import pytest
 from image_bytes import png, tiff
 from PIL import Image, ImageCms
 
-from clipvp.images import to_rgb
+from clipvp.images import ImageWarning, to_rgb
+from clipvp.pixels import NOTICES
+from clipvp.registry import UserError
 
 SHAPE = (9, 11)
 rng = np.random.default_rng(0)
@@ -33,8 +35,9 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
 
 
 def check(image, expected: np.ndarray, within: int = 0) -> None:
-    got = to_rgb(image)
-    assert got.mode == "RGB"
+    notices: list[str] = []
+    got = to_rgb(image, report=notices.append)
+    assert got.mode == "RGB" and set(notices) <= {NOTICES[-1]}
     assert np.abs(np.asarray(got).astype(int) - expected).max() <= within
 
 
@@ -221,3 +224,57 @@ def test_the_first_frame_is_read(kind):
 def test_avif():
     pytest.importorskip("PIL.AvifImagePlugin")
     check(encoded(Image.fromarray(FLAT), "AVIF", quality=100), FLAT, 3)
+
+
+RAMP = np.arange(16).astype(np.uint8)  # the alphas of 16 colours of a palette
+DEEP = (np.dstack([COLOUR, ALPHA]).astype(np.uint16) * 257).astype(">u2")
+TRANSPARENT = {
+    "RGBA": (RGBA, COLOUR, ALPHA),
+    "LA": (Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(ALPHA)]), THREE, ALPHA),
+    "RGBa": (Image.frombytes("RGBa", SHAPE[::-1], PREMULTIPLIED.tobytes()), BRIGHT, PREMULTIPLIED[..., 3]),
+    "png rgba": (png(np.dstack([COLOUR, ALPHA]), 8, 6), COLOUR, ALPHA),
+    "png index": (encoded(palette_image(), "PNG", transparency=3), PALETTE[INDEX], np.where(INDEX == 3, 0, 255)),
+    "png alpha table": (encoded(palette_image(), "PNG", transparency=bytes(RAMP)), PALETTE[INDEX], RAMP[INDEX]),
+    "png grey": (  # the first value is transparent
+        png(GREY, 8, 0, ((b"tRNS", b"\0" + bytes([GREY[0, 0]])),)), THREE, np.where(GREY[0, 0] == GREY, 0, 255)),
+    "gif": (encoded(palette_image(), "GIF", transparency=3), PALETTE[INDEX], np.where(INDEX == 3, 0, 255)),
+    "webp": (encoded(RGBA, "WEBP", lossless=True, exact=True), COLOUR, ALPHA),
+    "tiff": (tiff(np.dstack([COLOUR, ALPHA]), 2, tags=[(338, "H", [2])]), COLOUR, ALPHA),
+    "png 16 bit rgba": (png(DEEP, 16, 6), COLOUR, ALPHA),
+    "png 16 bit grey and alpha": (png(DEEP[..., 2:], 16, 4), COLOUR[..., 2:].repeat(3, -1), ALPHA),
+    "png 16 bit key": (png(DEEP[..., :3], 16, 2, ((b"tRNS", DEEP[0, 0, :3].tobytes()),)), COLOUR,
+                       np.where((COLOUR[0, 0] == COLOUR).all(-1), 0, 255)),
+    "array": (np.dstack([COLOUR, ALPHA]), COLOUR, ALPHA),
+    "array of floats": (np.dstack([COLOUR, ALPHA]) / 255, COLOUR, ALPHA),
+    "array of 16 bits": (DEEP, COLOUR, ALPHA),
+    "array with two channels": (np.dstack([GREY, ALPHA]), THREE, ALPHA),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("background, ground", [("white", (255, 255, 255)), ("#0a6432", (10, 100, 50))])
+@pytest.mark.parametrize("case", TRANSPARENT)
+def test_the_background_shows_beneath_transparent_pixels(case, background, ground):
+    image, colour, alpha = TRANSPARENT[case]
+    share = np.asarray(alpha, float)[..., None] / 255
+    got = np.asarray(to_rgb(image, background=background)).astype(int)  # a notice would be an error here
+    assert np.abs(got - (share * colour + (1 - share) * ground)).max() <= 0.5 + 1e-9
+
+
+@pytest.mark.parametrize("case", TRANSPARENT)
+def test_transparent_pixels_without_a_background_are_reported(case):
+    notices: list[str] = []
+    to_rgb(TRANSPARENT[case][0], report=notices.append)
+    assert notices == [NOTICES[-1]]
+    with pytest.warns(ImageWarning, match="data.background"):
+        to_rgb(TRANSPARENT[case][0])
+
+
+def test_an_opaque_image_with_alpha_is_not_reported():
+    opaque = Image.fromarray(np.dstack([COLOUR, np.full(SHAPE, 255, np.uint8)]))
+    np.testing.assert_array_equal(np.asarray(to_rgb(opaque)), COLOUR)
+
+
+@pytest.mark.parametrize("background", ["whit", "#12", 7, ""])
+def test_a_background_that_is_no_colour_is_refused(background):
+    with pytest.raises(UserError, match="background: .* is no colour; give a name such as white"):
+        to_rgb(RGBA, background=background)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import shutil
 import tempfile
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..cpu import float32_default
+from ..images import Reading
 from ..labels.space import LabelSpace
 from ..mappings.base import LabelMapping
 from ..prompts.base import VisualPrompt
@@ -67,7 +70,7 @@ def artifact_config(classifier: PromptedClassifier, public: bool = False) -> dic
             **dict(zip(("repository", "license"), origin(source.name), strict=True)),
         },
         "class_names": classifier.class_names,
-        "preprocessing": _preprocessing(prompt, source),
+        "preprocessing": _preprocessing(prompt, source, classifier.reading),
         "plugins": sorted({plugin for plugin in plugins if plugin}),
         # For people: loading takes the mapping from the tensors, and reads neither table nor results.
         "mapping_table": mapping_rows(mapping.links(MOST_LINKS), source.labels.names, classifier.class_names),
@@ -75,9 +78,9 @@ def artifact_config(classifier: PromptedClassifier, public: bool = False) -> dic
     }
 
 
-def _preprocessing(prompt: VisualPrompt, source: Source) -> dict[str, Any]:
+def _preprocessing(prompt: VisualPrompt, source: Source, reading: Reading) -> dict[str, Any]:
     known = source.preprocessing
-    resize = prompt.resize(source.resize).to_dict()
+    resize = replace(prompt.resize(source.resize), reading=reading).to_dict()
     return {"resize": resize, "mean": list(known.mean), "std": list(known.std)}
 
 
@@ -153,10 +156,12 @@ class SavedParts(NamedTuple):
     source: Source
     mapping: LabelMapping
     class_names: list[str]
+    reading: Reading
     results: dict[str, Any] | None
     folder: Path
 
 
+@float32_default()
 def load_prompt(
     prompt: str | Path,
     *,
@@ -177,7 +182,8 @@ def load_prompt(
         _build(registry, config[part], where)
         for registry, part in ((PROMPTS, "prompt"), (MAPPINGS, "mapping"))
     )
-    _check_preprocessing(config["preprocessing"], _preprocessing(visual, frozen), where)
+    reading = _reading(config["preprocessing"], where)
+    _check_preprocessing(config["preprocessing"], _preprocessing(visual, frozen, reading), where)
     own = _tensors(visual, mapping)
     if own.keys() != tensors.keys():
         odd = ", ".join(sorted(own.keys() ^ tensors.keys()))
@@ -196,7 +202,7 @@ def load_prompt(
         raise UserError(f"prompt {where}: the mapping names labels outside 0..{len(frozen.labels) - 1}")
     try:
         with torch.no_grad():
-            mapping(torch.zeros(1, mapping.num_source))
+            mapping(torch.zeros(1, mapping.num_source, dtype=torch.float32))
     except Exception as error:  # of any kind, as the mapping may be a plug-in's
         reason = str(error).partition("\n")[0]
         raise UserError(
@@ -204,7 +210,16 @@ def load_prompt(
         ) from error
     results = config.get("results")
     results = results if isinstance(results, dict) else None
-    return SavedParts(visual, frozen, mapping, config["class_names"], results, folder)
+    return SavedParts(visual, frozen, mapping, config["class_names"], reading, results, folder)
+
+
+def _reading(preprocessing: dict[str, Any], where: str) -> Reading:
+    """Return what the files of a saved prompt's images did not say."""
+    resize = preprocessing.get("resize")
+    try:
+        return Reading(**(resize.get("reading", {}) if isinstance(resize, dict) else {}))
+    except (TypeError, UserError) as error:
+        raise UserError(f"prompt {where}: preprocessing.resize.reading: {error}") from error
 
 
 def _check_plugins(config: dict[str, Any], where: str) -> None:

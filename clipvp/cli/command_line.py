@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from functools import wraps
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ..config import parse as config_parse
 from ..registry import UserError
@@ -16,12 +17,13 @@ from ..training.interrupt import EXIT_CODE, Interrupted
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn an error that is not the program's into one line on the main process.
+    """Turn an error that is not the program's into one line on the main process, and each warning to the user too.
 
     Exit code 2 for a ``UserError``, 75 for a stop on request, 1 for an error of the system.
     """
     try:
-        yield
+        with _plain_warnings():
+            yield
     except UserError as error:
         fail(str(error))
     except Interrupted as stopped:
@@ -31,6 +33,23 @@ def user_errors() -> Iterator[None]:
         fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), 1)
     else:
         _leave_group()
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> None:
+        if category is not UserWarning and category.__name__ != "ImageWarning":
+            usual(message, category, *where, **options)
+        elif os.environ.get("RANK", "0") == "0" or category is UserWarning:  # each process reads all images
+            print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = usual
 
 
 def _leave_group() -> None:

@@ -47,10 +47,16 @@ def build_parser() -> argparse.ArgumentParser:
         return sub
 
     predict = verb("predict", "Classify images.", loads=True)
-    predict.add_argument("images", metavar="IMAGE", nargs="+", help="files")
+    predict.add_argument("images", metavar="IMAGE", nargs="+", help="files, folders or patterns")
     predict.add_argument("--top_k", type=_positive, default=3, help="classes shown for each image (3)")
     predict.add_argument("--batch_size", type=_positive, default=64, help="images at a time (64)")
     predict.add_argument("--device", default="cpu", help="cpu, cuda, ... (cpu)")
+    predict.add_argument(
+        "--on_error",
+        choices=["raise", "skip"],
+        default="raise",
+        help="what an unreadable image does: end, or get a row that says so, and exit code 2 (raise)",
+    )
     predict.add_argument("--json", action="store_true", help="print JSON")
     show = verb("show", "Say what a saved prompt is.")
     show.add_argument("--json", action="store_true", help="print its whole config as JSON")

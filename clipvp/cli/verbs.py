@@ -10,6 +10,7 @@ from tabulate import tabulate
 
 from ..artifact.format import WEIGHTS, find_artifact, read_config
 from ..data.catalog import TASK_TABLE
+from ..data.loaders.files import printable
 from ..registry import MAPPINGS, PROMPTS, TASKS, UserError
 from ..results.tables import MAPPING_COLUMNS, MOST_LINKS, mapping_rows, mapping_table, percent, scores_table
 
@@ -22,6 +23,8 @@ _SOURCES = {
     "offline:lite0-minilm": "a CLIP of two pip packages",
 }
 
+_UNREADABLE = {"label": "cannot be read", "score": None, "source_label": None}
+
 
 def predict(
     prompt: str,
@@ -29,31 +32,45 @@ def predict(
     top_k: int,
     batch_size: int,
     device: str,
+    on_error: str,
     json: bool,
     **where: Any,
 ) -> None:
     import torch
 
-    from ..images import to_rgb
+    from ..data.inputs import single_images
+    from ..images import ImageError, check_image
     from ..model import PromptedClassifier
 
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device}: {str(error).splitlines()[0]}") from error
-    for path in images:  # a file that is not an image is reported before a model loads
-        to_rgb(path)
+    paths = single_images(images)
+    if on_error == "raise":
+        for path in paths:  # a file that is not an image is reported before a model loads
+            check_image(path)
     model = PromptedClassifier.from_pretrained(prompt, device=device, **where)
-    found = model.predict(images, top_k=top_k, batch_size=batch_size)
+    found = model.predict(paths, top_k=top_k, batch_size=batch_size, on_error=on_error)
+    pairs = list(zip(map(printable, paths), found, strict=True))
     if json:
-        _print_json([{"image": path, "predictions": rows} for path, rows in zip(images, found, strict=True)])
-        return
-    table = [
-        [path if rank == 0 else "", row["label"], percent(row["score"]), row["source_label"]]
-        for path, rows in zip(images, found, strict=True)
-        for rank, row in enumerate(rows)
-    ]
-    _print_table(table, ["image", "label", "score", MAPPING_COLUMNS["label"]], "llrl")
+        _print_json(
+            [
+                {"image": path, "predictions": [], "error": str(rows)}
+                if isinstance(rows, ImageError)
+                else {"image": path, "predictions": rows}
+                for path, rows in pairs
+            ]
+        )
+    else:
+        table = [
+            [path if rank == 0 else "", row["label"], percent(row["score"]), row["source_label"]]
+            for path, rows in pairs
+            for rank, row in enumerate([_UNREADABLE] if isinstance(rows, ImageError) else rows)
+        ]
+        _print_table(table, ["image", "label", "score", MAPPING_COLUMNS["label"]], "llrl")
+    if errors := [rows for rows in found if isinstance(rows, ImageError)]:
+        raise UserError(f"{len(errors)} of {len(paths)} images cannot be read, the first: {errors[0]}")
 
 
 def show(prompt: str, json: bool, **where: Any) -> None:

@@ -120,7 +120,8 @@ def _given(arguments: Sequence[str]) -> dict[str, Any]:
             found |= _flat(_read_yaml(value))
         else:
             try:
-                found |= _flat({key.removeprefix("--"): yaml.safe_load(value)})
+                read = value if value.startswith("#") else yaml.safe_load(value)
+                found |= _flat({key.removeprefix("--"): read})
             except yaml.YAMLError:
                 continue  # jsonargparse says what is wrong with it
     return found
@@ -157,10 +158,12 @@ class _Choices:
     Args:
         config_class: The dataclass.
         values: Section to the value of the key that chooses.
+        texts: Dotted keys and their texts that begin with #, which jsonargparse takes for empty.
     """
 
     config_class: type
     values: dict[str, str]
+    texts: dict[str, str]
 
     def section(self, name: str) -> type:
         return SECTIONS[name].config_class(self.values[name])
@@ -215,6 +218,9 @@ class _Choices:
         keys = [option.removeprefix("--") for action in parser._actions for option in action.option_strings]
         try:
             parsed = read()
+            for key, text in self.texts.items():
+                if parsed.get(key, "") is None:
+                    parsed[key] = text
             for item in wanted:
                 if is_dataclass(item.default_factory) and not isinstance(parsed[item.name], Namespace):
                     raise UserError(f"{item.name}: {parsed[item.name]!r} is not a section with keys")
@@ -291,4 +297,5 @@ def _choose(config_class: type, given: dict[str, Any]) -> _Choices:
             default = next(i.default for i in fields(section.base) if i.name == section.key)
             value = given.get(f"{item.name}.{section.key}")
             values[item.name] = value if isinstance(value, str) else default
-    return _Choices(config_class, values)
+    texts = {key: value for key, value in given.items() if isinstance(value, str) and value.startswith("#")}
+    return _Choices(config_class, values, texts)

@@ -191,6 +191,9 @@ class DataConfig(_Choice):
         test: Share of the training images carved for testing where the task has no test split, for every seed
             the same.
         on_error: What an unreadable image does: raise (all are listed) or skip (left out and counted).
+        bits: Bits of the samples, 1 to 32, where images have more than 8 and their files do not say it: 12 for white at
+            4095.
+        background: Colour beneath transparent pixels, a name such as white, or #rrggbb; alpha is dropped when empty.
         image_column: Column of images in a table; found by its type when empty.
         label_column: Column of labels in a table; found by its type when empty.
         split_column: Column of split names in a table; found by its name when empty, not used when none.
@@ -213,6 +216,8 @@ class DataConfig(_Choice):
     val: float = 0.1
     test: float = 0.2
     on_error: str = "raise"
+    bits: int | None = None
+    background: str | None = None
     image_column: str | None = None
     label_column: str | None = None
     split_column: str | None = None

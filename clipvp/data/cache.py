@@ -1,10 +1,11 @@
 """The cache of decoded images: pixels of one base data set at one size, on disk, each with a checksum.
 
-An entry is a folder with three files. ``pixels.u8`` holds (base size, h, w, 3) bytes, sparse where the
-system can. ``crc.u64`` holds for each image its CRC-32 plus 2**32, or 0 while the image is absent.
-``entry.json`` says what it is. Runs that write one entry at the same time write the same bytes, and an
-image whose checksum differs counts as absent, so no lock is needed and an interrupted run loses nothing. Unfinished
-files of a killed run are removed when the entry is next opened, once they are old enough to be surely abandoned.
+An entry is a folder with three files. ``pixels.u8`` holds (base size, h, w, 3) bytes, sparse where the system can.
+``crc.u64`` holds for each image its CRC-32 plus 2**32, or 0 while the image is absent; bit 33 + n says that decoding it
+gave notice n of ``clipvp.pixels.NOTICES``. ``entry.json`` says what it is. Runs that write one entry at the same time
+write the same bytes, and an image whose checksum differs counts as absent, so no lock is needed and an interrupted run
+loses nothing. Unfinished files of a killed run are removed when the entry is next opened, once they are old enough to
+be surely abandoned.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import numpy as np
 from ..files import CacheEntry, cache_root, remove_asides, write_atomic, write_json
 from ..images import Resize
 
-FORMAT = 2  # raise it when the meaning of an entry's bytes changes: old entries are then not used
+FORMAT = 3  # raise it when the meaning of an entry's bytes changes: old entries are then not used
 ABANDONED = 3600.0  # seconds; files here take milliseconds to write, so an older unfinished one is abandoned
 PRESENT = 1 << 32  # tells an image whose CRC is 0 from an absent one
 
@@ -77,12 +78,16 @@ class Entry:
         pixels = self.pixels()
         good = self._crc_of[indices] != 0
         for row in np.flatnonzero(good):
-            good[row] = _checksum(pixels[indices[row]]) == self._crc_of[indices[row]]
+            good[row] = _checksum(pixels[indices[row]]) == int(self._crc_of[indices[row]]) % (2 * PRESENT)
         return good
 
-    def write(self, indices: np.ndarray, pixels: np.ndarray) -> None:
-        """Keep the pixels (n, h, w, 3) uint8 of the images of the base at ``indices`` (n,)."""
-        crcs = np.array([_checksum(image) for image in pixels], "<u8")
+    def notices(self, indices: np.ndarray) -> np.ndarray:
+        """Return the notices of images of the base as bits, (n,) uint64."""
+        return self._crc_of[indices] >> np.uint64(33)
+
+    def write(self, indices: np.ndarray, pixels: np.ndarray, notices: np.ndarray) -> None:
+        """Keep the pixels (n, h, w, 3) uint8, and the notices (n,) uint64, of the images of the base at ``indices``."""
+        crcs = np.array([_checksum(image) for image in pixels], "<u8") | notices << np.uint64(33)
         # Not through a map: a full disk would then end the process by a signal, not by an error.
         # Neighbours together: each system call makes the decoding threads switch.
         for file, values in ((self._pixels, pixels), (self._crcs, crcs)):

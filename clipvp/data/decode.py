@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..images import ImageError, Resize, to_rgb
+from ..images import ImageError, Resize
+from ..pixels import NOTICES
 from ..progress import Bar
 from .cache import Entry
 
@@ -32,34 +33,50 @@ class Images(Protocol):
     def item(self, row: int) -> Any: ...
 
 
-def load_pixels(
-    images: Images, resize: Resize, *, cache_dir: str | Path | None, progress: bool
-) -> tuple[np.ndarray, np.ndarray, dict[int, ImageError]]:
-    """Decode a set of N images.
+class Pixels(NamedTuple):
+    """Decoded images: N of M images in memory or in the cache's file.
 
-    Returns:
-        Pixels (M, h, w, 3) uint8, perhaps a private view of the cache's file; the place in them of each image (N,);
-        and the error of each image that cannot be read; its pixels are to be ignored.
+    Args:
+        base: (M, h, w, 3) uint8, perhaps a private view of the cache's file.
+        places: (N,) the place of each image in the base.
+        errors: The error of each image that cannot be read; its pixels are to be ignored.
+        notices: Lines about images that may be meant otherwise, and how many images each is about.
     """
+
+    base: np.ndarray
+    places: np.ndarray
+    errors: dict[int, ImageError]
+    notices: dict[str, int]
+
+
+def load_pixels(images: Images, resize: Resize, *, cache_dir: str | Path | None, progress: bool) -> Pixels:
+    """Decode a set of N images, or read them from the disk cache."""
     errors: dict[int, ImageError] = {}
     if images.fingerprint is not None and len(images):
         try:
             with Entry(cache_dir, images.name, images.fingerprint, len(images.items), resize) as entry:
                 missing = _missing(entry, images.indices)
-                for rows, pixels, failed in _decode(images, missing, resize, progress):
-                    good = [row not in failed for row in rows]
-                    entry.write(images.indices[rows[good]], pixels[good])
-                    errors |= failed
-                return entry.pixels(), images.indices, errors
+                for chunk in _decode(images, missing, resize, progress):
+                    good = [row not in chunk.errors for row in chunk.rows]
+                    entry.write(images.indices[chunk.rows[good]], chunk.pixels[good], chunk.notices[good])
+                    errors |= chunk.errors
+                notices = _counted(entry.notices(images.indices))
+                return Pixels(entry.pixels(), images.indices, errors, notices)
         except OSError as error:
             warnings.warn(
                 f"decoded images of {images.name} stay in memory, not on disk: {error}", stacklevel=3
             )
     everything, errors = np.empty((len(images), *resize.size, 3), np.uint8), {}
-    for rows, pixels, failed in _decode(images, np.arange(len(images)), resize, progress):
-        everything[rows] = pixels
-        errors |= failed
-    return everything, np.arange(len(images)), errors
+    flags = np.zeros(len(images), np.uint64)
+    for chunk in _decode(images, np.arange(len(images)), resize, progress):
+        everything[chunk.rows], flags[chunk.rows] = chunk.pixels, chunk.notices
+        errors |= chunk.errors
+    return Pixels(everything, np.arange(len(images)), errors, _counted(flags))
+
+
+def _counted(flags: np.ndarray) -> dict[str, int]:
+    counts = {line: int(((flags >> np.uint64(n)) & np.uint64(1)).sum()) for n, line in enumerate(NOTICES)}
+    return {line: count for line, count in counts.items() if count}
 
 
 def num_threads() -> int:
@@ -75,21 +92,32 @@ def _missing(entry: Entry, indices: np.ndarray) -> np.ndarray:
     return np.flatnonzero(~np.concatenate(good))
 
 
-def _decode(
-    images: Images, rows: np.ndarray, resize: Resize, progress: bool
-) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, ImageError]]]:
-    """Yield rows, their pixels, and the errors of those that cannot be read, chunk by chunk in order."""
+class _Chunk(NamedTuple):
+    """Rows of a set, their pixels, their notices as bits, and the errors of those that cannot be read."""
+
+    rows: np.ndarray
+    pixels: np.ndarray
+    notices: np.ndarray
+    errors: dict[int, ImageError]
+
+
+def _decode(images: Images, rows: np.ndarray, resize: Resize, progress: bool) -> Iterator[_Chunk]:
+    """Yield the rows of a set chunk by chunk, in order."""
     if not len(rows):
         return
 
-    def decode_chunk(chunk: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[int, ImageError]]:
-        pixels, errors = np.zeros((len(chunk), *resize.size, 3), np.uint8), {}
-        for place, row in enumerate(chunk):
+    def decode_chunk(rows: np.ndarray) -> _Chunk:
+        pixels = np.zeros((len(rows), *resize.size, 3), np.uint8)
+        chunk = _Chunk(rows, pixels, np.zeros(len(rows), np.uint64), {})
+        for place, row in enumerate(rows):
+            lines: list[str] = []
             try:
-                pixels[place] = decode_one(images, row, resize)
+                pixels[place] = decode_one(images, row, resize, lines.append)
             except ImageError as error:
-                errors[int(row)] = error
-        return chunk, pixels, errors
+                chunk.errors[int(row)] = error
+            else:
+                chunk.notices[place] = sum(1 << NOTICES.index(line) for line in set(lines))
+        return chunk
 
     chunks = deque(np.array_split(rows, -(-len(rows) // CHUNK)))
     ahead = 2 * num_threads()  # bounds the memory when writing is slower than decoding
@@ -101,16 +129,16 @@ def _decode(
             result = running.popleft().result()
             if chunks:
                 running.append(pool.submit(decode_chunk, chunks.popleft()))
-            bar.advance(len(result[0]))
+            bar.advance(len(result.rows))
             yield result
 
 
-def decode_one(images: Images, row: int, resize: Resize) -> np.ndarray:
+def decode_one(images: Images, row: int, resize: Resize, report: Callable[[str], None]) -> np.ndarray:
     """Return the pixels of one image, (h, w, 3) uint8; any failure is an ``ImageError``."""
     name = f"{images.name}[{images.indices[row]}]"
     try:
         item = images.item(row)
-        return resize(to_rgb(item, None if isinstance(item, (str, os.PathLike)) else name))
+        return resize.read(item, None if isinstance(item, (str, os.PathLike)) else name, report)
     except ImageError:
         raise
     except Exception as error:  # a data set written in Python may decode, and fail, in its own way

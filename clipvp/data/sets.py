@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..images import Resize
+from ..images import ImageWarning, Resize
 from ..registry import UserError, check_choice
 from .decode import load_pixels
 
@@ -112,7 +113,9 @@ class ImageSet:
             progress: Show a bar while images are decoded.
         """
         check_choice("data.on_error", on_error, ["raise", "skip"])
-        pixels, rows, errors = load_pixels(self, resize, cache_dir=cache_dir, progress=progress)
+        pixels, rows, errors, notices = load_pixels(self, resize, cache_dir=cache_dir, progress=progress)
+        for line, count in notices.items():
+            warnings.warn(f"{self.name}: {count} of {len(self)} images: {line}", ImageWarning, stacklevel=2)
         labels, skipped = self.labels, [self.item_name(row) for row in sorted(errors)]
         if errors and on_error == "raise":
             first = "; ".join(str(errors[row]) for row in sorted(errors)[:10])

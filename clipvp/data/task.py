@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..config.schema import DataConfig
-from ..images import Resize
+from ..images import Reading, Resize
 from ..labels.names import rename_classes
 from ..registry import TASKS, UserError, check_choice, nearest
 from .catalog import TASK_TABLE
@@ -42,6 +42,7 @@ class Task:
         info: Where it came from and how it was split, ready for JSON.
         cache_dir: Folder of decoded images; the user's cache folder when empty.
         on_error: What an unreadable image does: raise or skip.
+        reading: What the images' files do not say.
         empty: Where its images hold nothing, by a name in ``clipvp.prompts.base.EMPTY``.
         notes: What was taken for what when it was read, and what is not used: sentences for people.
         whole: Every image, where the data has no splits of its own.
@@ -57,6 +58,7 @@ class Task:
     info: dict[str, Any] = field(default_factory=dict)
     cache_dir: str | None = None
     on_error: str = "raise"
+    reading: Reading = Reading()
     empty: str | None = None
     notes: list[str] = field(default_factory=list)
     whole: ImageSet | None = None
@@ -83,10 +85,14 @@ class Task:
         return images
 
     def tensors(self, split: str, resize: Resize, *, progress: bool = True) -> ImageTensors:
-        """Decode the images of train, val, test or all; see ``images`` and ``ImageSet.tensors``."""
+        """Decode the images of train, val, test or all; see ``images`` and ``ImageSet.tensors``.
+
+        What ``reading`` says comes before what ``resize`` says.
+        """
         images = self.images(split)
         if split == "train":
             _check_trainable(images, self.class_names)
+        resize = replace(resize, reading=resize.reading.updated(self.reading))
         decoded = images.tensors(resize, cache_dir=self.cache_dir, on_error=self.on_error, progress=progress)
         if not len(decoded):
             raise UserError(f"{images.name}: none of its {len(images)} images can be read")
@@ -305,6 +311,7 @@ def build_task(
         info=info,
         cache_dir=config.cache_dir,
         on_error=config.on_error,
+        reading=Reading(config.bits, config.background),
         empty=raw.empty,
         notes=raw.notes,
         whole=whole,

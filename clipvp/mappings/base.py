@@ -87,7 +87,9 @@ class LabelMapping(nn.Module):
         """Return the source labels behind each class, at most ``k``, for people; by default by the matrix."""
         matrix = self.matrix() if self.takes == "logits" else None
         if matrix is None:
-            return Links(torch.full((self.num_target, 1), -1), torch.zeros(self.num_target, 1))
+            return Links(
+                torch.full((self.num_target, 1), -1), torch.zeros(self.num_target, 1, dtype=torch.float32)
+            )
         weight, index = matrix.detach().T.cpu().topk(min(k, self.num_source), dim=1)
         return Links(index.where(weight != 0, -1), weight)
 

@@ -35,7 +35,9 @@ class OneToOneMapping(LabelMapping):
         return outputs.index_select(1, self.source_index)
 
     def matrix(self) -> Tensor:
-        matrix = torch.zeros(self.num_source, self.num_target, device=self.source_index.device)
+        matrix = torch.zeros(
+            self.num_source, self.num_target, device=self.source_index.device, dtype=torch.float32
+        )
         (taken,) = (self.source_index >= 0).nonzero(as_tuple=True)
         matrix[self.source_index[taken], taken] = 1
         return matrix

@@ -54,7 +54,7 @@ class AdditivePrompt(MaskedPrompt):
         scale = [float(value) for value in scale] if scale is not None else None
         super().__init__(canvas, canvas, mask, **settings, scale=scale, clip=clip)
         self.clip = clip
-        factors = torch.tensor(scale or [1.0, 1.0, 1.0]).view(3, 1, 1)
+        factors = torch.tensor(scale or [1.0, 1.0, 1.0], dtype=torch.float32).view(3, 1, 1)
         self.register_buffer("weight", factors * self.mask, persistent=False)
 
     def pixels(self, delta: Tensor) -> Tensor:

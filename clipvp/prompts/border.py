@@ -35,7 +35,7 @@ class BorderPrompt(AdditivePrompt):
     def __init__(self, canvas, width: int = 30, scale: Sequence[float] | None = None, clip: bool = False):
         if not 0 <= 2 * width <= min(canvas):
             raise UserError(f"prompt.width: {width} is not 0 to half the canvas {canvas[0]}x{canvas[1]}")
-        mask = torch.ones(1, *canvas)
+        mask = torch.ones(1, *canvas, dtype=torch.float32)
         mask[:, width : canvas[0] - width, width : canvas[1] - width] = 0
         super().__init__(canvas, mask, scale, clip, width=width)
 

@@ -23,7 +23,7 @@ class FullPrompt(AdditivePrompt):
     kind = "full"
 
     def __init__(self, canvas, scale: Sequence[float] | None = None, clip: bool = False):
-        super().__init__(canvas, torch.ones(1, *canvas), scale, clip)
+        super().__init__(canvas, torch.ones(1, *canvas, dtype=torch.float32), scale, clip)
 
     @classmethod
     def from_config(cls, config: FullConfig, source) -> FullPrompt:

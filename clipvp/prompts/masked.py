@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .base import Learned, VisualPrompt
 
 # Where the images of a task can be empty, by name: height and width to a mask (h, w), 1 where they are empty.
-EMPTY = {"lower_triangle": lambda height, width: torch.ones(height, width).tril()}
+EMPTY = {"lower_triangle": lambda height, width: torch.ones(height, width, dtype=torch.float32).tril()}
 
 
 class MaskedPrompt(VisualPrompt):
@@ -31,7 +31,7 @@ class MaskedPrompt(VisualPrompt):
 
     def __init__(self, canvas: Sequence[int], image_size: Sequence[int], mask: Tensor, **settings):
         super().__init__(canvas, image_size, **settings)
-        self.delta = nn.Parameter(torch.zeros(3, *self.canvas))
+        self.delta = nn.Parameter(torch.zeros(3, *self.canvas, dtype=torch.float32))
         self.register_buffer("mask", mask.to(torch.float32), persistent=False)
 
     def pixels(self, delta: Tensor) -> Tensor:

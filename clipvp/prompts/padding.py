@@ -60,7 +60,7 @@ class PaddingPrompt(MaskedPrompt):
         if min(h, w) < 1:
             raise UserError(f"prompt.image_size: {h}x{w} is not a size; give 1 pixel or more")
         top, left = (height - h + 1) // 2, (width - w + 1) // 2
-        mask = torch.ones(1, height, width)
+        mask = torch.ones(1, height, width, dtype=torch.float32)
         mask[:, top : top + h, left : left + w] = 0
         super().__init__(canvas, image_size, mask)
         self.settings["image_size"] = list(self.image_size)

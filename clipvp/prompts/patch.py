@@ -42,7 +42,7 @@ class PatchPrompt(AdditivePrompt):
             raise UserError(
                 f"prompt.patch_size: a square of {size} at {list(position)} leaves the canvas {canvas[0]}x{canvas[1]}"
             )
-        mask = torch.zeros(1, *canvas)
+        mask = torch.zeros(1, *canvas, dtype=torch.float32)
         mask[:, top : top + size, left : left + size] = 1
         super().__init__(canvas, mask, scale, clip, size=size, position=list(position))
 

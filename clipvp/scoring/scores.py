@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..config.schema import DataConfig
+from ..cpu import float32_default
 from ..data.batches import Batches
 from ..data.task import Task, load_task
 from ..mappings.statistic import Counts, sum_over_processes
@@ -118,6 +119,7 @@ def score(
     return scores.result(accelerator)
 
 
+@float32_default()
 def evaluate(
     classifier: PromptedClassifier,
     task: Task | DataConfig | str,

@@ -132,8 +132,12 @@ class Source(nn.Module):
         self.labels = labels
         self.preprocessing = preprocessing
         self.name, self.revision, self.precision = name, revision, precision
-        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(preprocessing.std).view(3, 1, 1), persistent=False)
+        self.register_buffer(
+            "mean", torch.tensor(preprocessing.mean, dtype=torch.float32).view(3, 1, 1), persistent=False
+        )
+        self.register_buffer(
+            "std", torch.tensor(preprocessing.std, dtype=torch.float32).view(3, 1, 1), persistent=False
+        )
         self._fingerprint = fingerprint
         self.outputs = "logits"
         self.options: dict[str, Any] = {}
@@ -309,7 +313,7 @@ def check_forward(source: Source) -> Source:
     handle = head and head.register_forward_hook(lambda module, inputs, output: seen.append(output))
     try:
         with torch.no_grad():
-            logits = source(torch.zeros(1, 3, *source.canvas, device=source.mean.device))
+            logits = source(torch.zeros(1, 3, *source.canvas, device=source.mean.device, dtype=torch.float32))
     except Exception as error:  # a network of any library may raise any type
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         height, width = source.canvas

@@ -21,7 +21,9 @@ class Grey(nn.Module):
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
-        self.register_buffer("luma", torch.tensor(LUMA).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer(
+            "luma", torch.tensor(LUMA, dtype=torch.float32).view(1, 3, 1, 1), persistent=False
+        )
 
     def forward(self, pixels: Tensor) -> Tensor:
         return self.network(F.conv2d(pixels, self.luma))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..config.schema import SourceConfig
+from ..cpu import float32_default
 from ..labels.space import LabelSpace
 from ..labels.templates import PAPER_FIRST, resolve_templates
 from ..registry import SOURCES, UserError, check_choice, nearest
@@ -16,6 +17,7 @@ from .base import Source, check_forward, check_precision
 from .origin import expand_home
 
 
+@float32_default()
 def load_source(
     name: str,
     *,

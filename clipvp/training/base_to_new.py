@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from ..build import build_classifier
 from ..config.schema import RunConfig
+from ..cpu import float32_default
 from ..data.batches import Batches
 from ..data.task import Task, load_task
 from ..progress import Progress
@@ -54,6 +55,7 @@ def harmonic_mean(one: float, other: float) -> float:
     return 2 * one * other / (one + other) if one and other else 0.0
 
 
+@float32_default()
 def fit_base_to_new(config: RunConfig, accelerator: Accelerator | None = None) -> BaseToNew:
     """Train on the base classes, then score base and new classes with the prompt that the run saves.
 

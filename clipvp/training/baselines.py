@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config.schema import RunConfig
+from ..cpu import float32_default
 from ..data.batches import Batches, epoch_order
 from ..labels.space import LabelSpace
 from ..mappings.identity import IdentityMapping
@@ -85,6 +86,7 @@ def head_classifier(source: Source, class_names: Sequence[str], train_network: b
     return classifier.to(source.mean.device)
 
 
+@float32_default()
 @torch.no_grad()
 def extract_features(
     source: Source, batches: Batches, batch_size: int, progress: Progress, phase: str
@@ -94,6 +96,7 @@ def extract_features(
     return torch.cat([source.encode(images) for images, _ in watched])
 
 
+@float32_default()
 def fit_linear_probe(
     classifier: PromptedClassifier,
     features: dict[str, Tensor],

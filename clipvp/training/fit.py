@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..config.schema import RunConfig
 from ..config.values import differences, to_dict
+from ..cpu import float32_default
 from ..data.batches import Batches
 from ..data.task import Task
 from ..model import PromptedClassifier
@@ -53,6 +54,7 @@ class FitResult:
     output: Path
 
 
+@float32_default()
 def fit(
     classifier: PromptedClassifier, task: Task, config: RunConfig, accelerator: Accelerator | None = None
 ) -> FitResult:
@@ -79,6 +81,7 @@ def fit(
         check_trackers(config.train.report_to)
     clock, progress = Clock(), Progress(config.train.progress and accelerator.is_main_process)
     classifier.to(accelerator.device)
+    classifier.reading = classifier.reading.updated(task.reading)
     selects = task.val is not None and config.train.protocol == "val"
     splits = ["train", "val", "test"] if selects else ["train", "test"]
     with clock("data"):

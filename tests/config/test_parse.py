@@ -44,6 +44,14 @@ OVERRIDES = [
 ]
 
 
+@pytest.mark.parametrize("text", ["#ffffff", "#1", "#x: y"])
+def test_a_text_that_begins_with_a_number_sign_is_no_comment(text, tmp_path):
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump({"data": {"background": text, "folder": text}}))
+    for given in (["--data.folder", text], [f"--data.folder={text}"], ["--config", str(tmp_path / "a.yaml")]):
+        assert typed(*given).data.folder == text
+    assert from_dict({"data": {"name": text, "folder": text}}).data == DataConfig(name=text, folder=text)
+
+
 def test_nothing_typed_is_the_defaults():
     assert typed() == RunConfig()
 

@@ -296,10 +296,10 @@ def test_a_full_disk_costs_only_the_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(decode_module, "CHUNK", 4)
     write = cache_module.Entry.write
 
-    def full(self, indices, values):
+    def full(self, indices, *values):
         if indices[0] > 10:
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(self, indices, values)
+        write(self, indices, *values)
 
     monkeypatch.setattr(cache_module.Entry, "write", full)
     files = Files(bad=[1])

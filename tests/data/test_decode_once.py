@@ -46,7 +46,7 @@ def test_a_subset_reads_the_map_and_copies_nothing(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
     images = ImageSet(list(pixels), np.zeros(20), "pictures", "f")
     rows = np.array([3, 4, 9, 17])
-    mapped, places, _ = decode.load_pixels(
+    mapped, places, *_ = decode.load_pixels(
         images.subset(rows), Resize((8, 8)), cache_dir=tmp_path, progress=False
     )
     assert isinstance(mapped.base, np.memmap) and places.tolist() == rows.tolist()
