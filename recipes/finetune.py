@@ -14,9 +14,9 @@ PAPER = {"optim.lr": 1e-4, "optim.weight_decay": 5e-4, "optim.schedule": "cosine
 def main() -> None:
     config, _ = parse(__doc__, defaults={**PAPER, "output": "runs/finetune"})
     with user_errors():
-        from clipvp.results.folder import check_output
+        from clipvp.results.folder import claim_output
 
-        check_output(config)
+        claim_output(config)
 
         from accelerate import Accelerator
 

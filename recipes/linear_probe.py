@@ -14,15 +14,14 @@ def main() -> None:
     config, _ = parse(__doc__, defaults={**PAPER, "output": "runs/linear_probe"})
     with user_errors():
         from clipvp.registry import UserError
-        from clipvp.results.folder import RunFolder
+        from clipvp.results.folder import claim_output
 
         if config.train.augment != "none":
             raise UserError(
                 f"train.augment: {config.train.augment} does not go with a linear probe, whose features are computed "
                 "once; give none"
             )
-        run = RunFolder(config.output)
-        run.check(resume=False, overwrite=config.overwrite)
+        run = claim_output(config, resumes=False)
 
         from accelerate import Accelerator
 

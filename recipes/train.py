@@ -11,9 +11,9 @@ from clipvp.cli import parse, user_errors
 def main() -> None:
     config, _ = parse(__doc__)
     with user_errors():
-        from clipvp.results.folder import check_output
+        from clipvp.results.folder import claim_output
 
-        check_output(config)
+        claim_output(config)
 
         from accelerate import Accelerator
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from ..config.schema import RunConfig
 from ..config.values import settings_of
 from ..files import remove_asides, write_json, write_text
 from ..registry import UserError
+from . import lock
 
 CONFIG, METRICS, RESULTS = "config.yaml", "metrics.jsonl", "results.json"
 CHECKPOINTS, PROMPT, PLOTS, LOGS = "checkpoints", "prompt", "plots", "logs"
@@ -48,6 +50,22 @@ class RunFolder:
                 "--resume auto, or replace it with --overwrite true"
             )
 
+    def claim(self, resume: bool, overwrite: bool) -> None:
+        """``check`` the folder and lock it, so that no other run writes to it until ``release``."""
+        if not self.writes:
+            return
+        self.check(resume=True, overwrite=True)
+        lock.take(self.path)
+        try:
+            self.check(resume, overwrite)
+        except UserError:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        if self.writes:
+            lock.give_back(self.path)
+
     def tidy(self) -> None:
         """Remove files that a killed process did not finish writing."""
         if self.writes and self.holds_run():
@@ -77,10 +95,23 @@ class RunFolder:
             write_json(self.path / RESULTS, results)
 
 
-def check_output(config: RunConfig) -> None:
-    """Check the output folder before heavy imports; several processes check it together, in ``fit``."""
+def claim_output(config: RunConfig, resumes: bool = True) -> RunFolder:
+    """Check the output folder and lock it until this process ends, before heavy imports; return it.
+
+    Several processes do so together, in ``fit``.
+
+    Args:
+        config: ``output``, ``resume`` and ``overwrite`` are used.
+        resumes: Whether this kind of run can go on from a checkpoint.
+
+    Raises:
+        UserError: The folder cannot be written, holds a run already, or another run writes to it now.
+    """
+    run = RunFolder(config.output)
     if os.environ.get("WORLD_SIZE", "1") == "1":
-        RunFolder(config.output).check(resume=config.resume == "auto", overwrite=config.overwrite)
+        run.claim(resume=resumes and config.resume == "auto", overwrite=config.overwrite)
+        atexit.register(run.release)
+    return run
 
 
 def config_yaml(config: RunConfig) -> str:

@@ -77,8 +77,17 @@ def fit(
     _check_launch(accelerator)
     run = RunFolder(config.output, writes=accelerator.is_main_process)
     with fail_together(accelerator):
-        run.check(resume=config.resume == "auto", overwrite=config.overwrite)
         check_trackers(config.train.report_to)
+        run.claim(resume=config.resume == "auto", overwrite=config.overwrite)
+    try:
+        return _fit(classifier, task, config, accelerator, run)
+    finally:
+        run.release()
+
+
+def _fit(
+    classifier: PromptedClassifier, task: Task, config: RunConfig, accelerator: Accelerator, run: RunFolder
+) -> FitResult:
     clock, progress = Clock(), Progress(config.train.progress and accelerator.is_main_process)
     classifier.to(accelerator.device)
     classifier.reading = classifier.reading.updated(task.reading)
