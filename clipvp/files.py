@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
@@ -59,6 +60,23 @@ def cache_root(cache_dir: str | Path | None = None) -> Path:
 
 
 _ASIDE = ".part"
+_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+
+
+def read_text(path: str | Path) -> str:
+    """Return a person's text file, in UTF-8 or, with its byte order mark, UTF-16; ~ is the home.
+
+    Raises:
+        OSError: It cannot be read.
+        UnicodeDecodeError: It has another encoding.
+    """
+    return decode_text(Path(path).expanduser().read_bytes())
+
+
+def decode_text(content: bytes) -> str:
+    """Return the text of bytes in UTF-8, or in UTF-16 with its byte order mark; a mark is not part of it."""
+    encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
+    return content.decode(encoding).replace("\r\n", "\n")
 
 
 def list_features(cache_dir: str | Path | None = None) -> list[CacheEntry]:

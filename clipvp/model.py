@@ -209,7 +209,7 @@ class PromptedClassifier(nn.Module):
         Raises:
             UserError: The source's own weights train, or ``folder`` is a file.
         """
-        save_prompt(self, Path(folder))
+        save_prompt(self, Path(folder).expanduser())
         return self.push_to_hub(repo_id or Path(folder).name, **options) if push_to_hub else None
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:

@@ -71,8 +71,9 @@ def find_artifact(
     Raises:
         UserError: There is no such folder, and the hub does not have it.
     """
-    if Path(prompt).is_dir():
-        return Path(prompt)
+    folder = Path(prompt).expanduser()
+    if folder.is_dir():
+        return folder
     name = str(prompt)
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise UserError(

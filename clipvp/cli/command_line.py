@@ -66,7 +66,15 @@ def fail(message: str, code: int = 2) -> NoReturn:
     sys.exit(code)
 
 
+def prepare_console() -> None:
+    """Let what the console's encoding lacks be printed as an escape (\\u732b), not end the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 @wraps(config_parse.parse)
 def parse(*args, **options):
+    prepare_console()
     with user_errors():
         return config_parse.parse(*args, **options)

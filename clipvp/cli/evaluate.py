@@ -87,4 +87,4 @@ def score_prompt(config: EvaluateConfig) -> None:
     accelerator.print(tabulate(rows, headers=["class", "accuracy"], disable_numparse=True))
     if config.json and accelerator.is_main_process:
         named = {"task": data_name(config.data), "split": config.split, "among": config.among}
-        write_json(Path(config.json), {**named, "scored": result.scored, **scores})
+        write_json(Path(config.json).expanduser(), {**named, "scored": result.scored, **scores})

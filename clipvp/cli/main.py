@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..config.plugins import load_plugins
-from .command_line import fail, parse, user_errors
+from .command_line import fail, parse, prepare_console, user_errors
 
 _EVALUATE = "evaluate"  # its options are the data section's, read as the recipes read theirs
 
@@ -101,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with user_errors():
             score_prompt(config)
         return
+    prepare_console()
     options = vars(build_parser().parse_args(arguments))
     with user_errors():
         from .verbs import VERBS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,8 @@ def show(prompt: str, json: bool, **where: Any) -> None:
 
 
 def show_mapping(prompt: str, json: bool, **where: Any) -> None:
-    config = read_config(find_artifact(prompt, **where))
+    found = {key: where[key] for key in ("revision", "local_files_only")}
+    config = read_config(find_artifact(prompt, **found))
     rows = config.get("mapping_table")
     if rows is None:  # saved by an early version without the labels' names, which the source has
         from ..model import PromptedClassifier
@@ -178,7 +180,7 @@ def export(prompt: str, onnx: str, logits: bool, **where: Any) -> None:
     from ..model import PromptedClassifier
 
     model = PromptedClassifier.from_pretrained(prompt, share_border=False, **where)
-    worst = export_onnx(model, Path(onnx), logits)
+    worst = export_onnx(model, Path(onnx).expanduser(), logits)
     height, width = model.prompt.image_size
     print(f"{onnx}: uint8 images (B, {height}, {width}, 3) to {'logits' if logits else 'probabilities'}")
     print(f"checked against onnxruntime: it differs by at most {worst:.1e}")
@@ -187,7 +189,8 @@ def export(prompt: str, onnx: str, logits: bool, **where: Any) -> None:
 def report(runs: list[str], output: str | None) -> None:
     from ..results.page import write_page
 
-    print(write_page([Path(run) for run in runs], Path(output) if output else None))
+    folders = [Path(run).expanduser() for run in runs]
+    print(write_page(folders, Path(output).expanduser() if output else None))
 
 
 VERBS = {
@@ -213,7 +216,9 @@ def _settings(section: dict[str, Any]) -> str:
 
 
 def _print_json(value: Any) -> None:
-    print(json_format.dumps(value, indent=2, ensure_ascii=False))
+    """Print JSON; on a console that is not UTF-8, with the escapes of JSON."""
+    plain = (sys.stdout.encoding or "").lower().startswith("utf")
+    print(json_format.dumps(value, indent=2, ensure_ascii=not plain))
 
 
 def _print_table(rows: list[Any], headers: list[str], align: str) -> None:

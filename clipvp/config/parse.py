@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields, is_dataclass, make_dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
+from ..files import read_text
 from ..registry import UserError
 from .plugins import load_plugins
 from .schema import SECTIONS, RunConfig
@@ -79,9 +81,13 @@ def parse(
     parser.set_defaults(defaults or {})
     for place, key, value in _options(arguments):
         if key == "--config":
-            value = yaml.safe_dump(choices.without_others(_read_yaml(value)))
+            values, texts = (choices.without_others(_read_yaml(value, how)) for how in _LOADERS)
+            value = json.dumps(choices.with_texts(values, texts), default=str)
         elif key == "--plugins":
-            value = yaml.safe_dump(_listed(yaml.safe_load(value)), default_flow_style=True)
+            value = json.dumps(_listed(yaml.safe_load(value)))
+        elif choices.is_text(key.removeprefix("--")) and value[:1] in ("{", "["):
+            with suppress(yaml.YAMLError):  # jsonargparse says what is wrong with it
+                value = json.dumps(yaml.load(value, yaml.BaseLoader))
         else:
             continue
         arguments[place : place + 1 + (arguments[place] == key)] = [key, value]
@@ -101,7 +107,8 @@ def from_dict(values: dict[str, Any], config_class: type[Config] = RunConfig) ->
     choices = _choose(config_class, _flat(values))
     parser = choices.parser("")
     choices.add_to(parser)
-    return choices.build(parser, lambda: parser.parse_object(choices.without_others(values)))[0]
+    own = choices.without_others(values)
+    return choices.build(parser, lambda: parser.parse_object(choices.with_texts(own, own)))[0]
 
 
 def _options(arguments: Sequence[str]) -> Iterator[tuple[int, str, str]]:
@@ -131,9 +138,12 @@ def _listed(plugins: Any) -> list[str]:
     return plugins.split(",") if isinstance(plugins, str) else plugins or []
 
 
-def _read_yaml(file: str) -> dict[str, Any]:
+_LOADERS = yaml.SafeLoader, yaml.BaseLoader  # values, and what is written for them
+
+
+def _read_yaml(file: str, loader: type = yaml.SafeLoader) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(Path(file).expanduser().read_text(encoding="utf-8"))
+        values = yaml.load(read_text(file), loader)  # noqa: S506, both loaders make data alone
     except OSError as error:
         raise UserError(f"config: {file!r} cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
@@ -202,6 +212,25 @@ class _Choices:
                 section, own = SECTIONS[name], SECTIONS[name].keys(self.values[name])
                 kept[name] = {k: v for k, v in values[name].items() if k in own or not section.owners(k)}
         return kept
+
+    def is_text(self, key: str) -> bool:
+        """Return whether a dotted key takes texts alone: one, several, or by name."""
+        name, _, inner = key.partition(".")
+        kind = self.section(name) if name in self.values and inner else self.config_class
+        types = {item.name: set(str(item.type).split(" | ")) for item in fields(kind)}
+        return types.get(inner or name, {"other"}) <= {"str", "None", "list[str]", "dict[str, str]"}
+
+    def with_texts(self, values: dict[str, Any], texts: dict[str, Any], section: str = "") -> dict[str, Any]:
+        """Return values with each key that takes texts as it is written: YAML makes 1e5, no and 2026-11-25 others."""
+        found = {}
+        for key, value in values.items():
+            if not section and key in self.values and isinstance(value, dict):
+                found[key] = self.with_texts(value, texts[key], key)
+            elif value is not None and self.is_text(f"{section}.{key}" if section else str(key)):
+                found[key] = _as_text(texts[key])
+            else:
+                found[key] = value
+        return found
 
     def _keys(self) -> list[str]:
         """Return all dotted keys, and the sections."""
@@ -277,6 +306,15 @@ class _Choices:
                     f"  --{name}.{section.key} {others[0]} --help   (also {', '.join(others[1:]) or 'none'})"
                 )
         return "\n".join(lines) if len(lines) > 1 else ""
+
+
+def _as_text(value: Any) -> Any:
+    """Return numbers as texts, also in lists and as keys; other values as they are."""
+    if isinstance(value, dict):
+        return {_as_text(key): _as_text(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_text(inner) for inner in value]
+    return str(value) if type(value) in (int, float) else value
 
 
 def _check_none(value: Any, item: Field, where: str) -> None:

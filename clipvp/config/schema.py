@@ -162,14 +162,15 @@ class MappingConfig(_Choice):
         kind: A registered mapping: random (RLM), frequency (FLM and ILM), identity or a plug-in's.
         templates: For CLIP, a set's name, one template, a list or a text file, one a line; when empty the paper's 81,
             and for identity "This is a photo of a {}.".
-        class_names: For CLIP, the task's class name to the name to put into templates.
+        class_names: For CLIP, the names to put into templates: a map of the task's class names, a list with one name a
+            class, or a file of either (.txt, .yaml, .json).
     """
 
     default_templates = "paper"  # not a key: what an empty ``templates`` means for the kind
 
     kind: str = "frequency"
     templates: str | list[str] | None = None
-    class_names: dict[str, str] | None = None
+    class_names: str | list[str] | dict[str, str] | None = None
 
     def __post_init__(self):
         MAPPINGS.check(self.kind)

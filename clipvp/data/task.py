@@ -15,7 +15,7 @@ import numpy as np
 
 from ..config.schema import DataConfig
 from ..images import Reading, Resize
-from ..labels.names import rename_classes
+from ..labels.names import distinct_names, rename_classes
 from ..registry import TASKS, UserError, check_choice, nearest
 from .catalog import TASK_TABLE
 from .loaders.coop import is_coop, load_coop
@@ -273,6 +273,7 @@ def build_task(
     check_choice("train.protocol", protocol, ["val", "paper"])
     if config.class_names is not None:
         raw = _renamed(raw, config.class_names)
+    raw = _distinct(raw)
     _check(raw)
     raw = raw.of_classes(config.classes)
     _check(raw)
@@ -346,6 +347,14 @@ def _renamed(raw: RawTask, given: Any) -> RawTask:
     sets = {role: getattr(raw, role) for role in SPLITS[:3]}
     sets = {role: images and replace(images, labels=place[images.labels]) for role, images in sets.items()}
     return replace(raw, class_names=names, **sets)
+
+
+def _distinct(raw: RawTask) -> RawTask:
+    """Return a task whose class names differ: those that are there twice get their places added."""
+    names = distinct_names(raw.class_names)
+    changed = [name for name, before in zip(names, raw.class_names, strict=True) if name != before]
+    note = f"classes with the same name, told apart by their numbers: {name_few(changed)}"
+    return replace(raw, class_names=names, notes=[*raw.notes, note]) if changed else raw
 
 
 def _choose_train_val(

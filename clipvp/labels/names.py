@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..files import read_text
 from ..registry import UserError, nearest
 
+_NUMBERED = re.compile(r"(.+) \(\d+\)")
 Names = str | Sequence[str] | Mapping[str, str]
 
 
@@ -31,7 +35,7 @@ def read_names(key: str, given: Names) -> list[str] | dict[str, str]:
             f"{key}: {given!r} is no file of names; give a list, a map, or a .txt, .yaml or .json file"
         )
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{key}: {given} cannot be read: {getattr(error, 'strerror', None) or error}"
@@ -49,6 +53,25 @@ def read_names(key: str, given: Names) -> list[str] | dict[str, str]:
     if isinstance(value, dict) and all(isinstance(name, str) for name in value.values()):
         return value
     raise UserError(f"{key}: {given} holds neither a list of names nor a map of classes to names")
+
+
+def distinct_names(names: Sequence[str]) -> list[str]:
+    """Return names with its place added to each that is there more than once.
+
+    >>> distinct_names(["missile", "crane", "missile"])
+    ['missile (0)', 'crane', 'missile (2)']
+    """
+    count = Counter(names)
+    return [f"{name} ({place})" if count[name] > 1 else name for place, name in enumerate(names)]
+
+
+def without_numbers(names: Sequence[str]) -> list[str]:
+    """Return names without what ``distinct_names`` has added."""
+    found = [_NUMBERED.fullmatch(name) for name in names]
+    count = Counter(match[1] for match in found if match)
+    return [
+        match[1] if match and count[match[1]] > 1 else name for match, name in zip(found, names, strict=True)
+    ]
 
 
 def rename_classes(class_names: Sequence[str], given: Names) -> tuple[list[str], list[int] | None]:

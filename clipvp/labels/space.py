@@ -77,7 +77,7 @@ class LabelSpace:
         Label ``template * T + class`` is ``templates[template]`` filled with ``class_names[class]``.
 
         Raises:
-            UserError: A template does not hold exactly one ``{}``, a class name is empty or there twice.
+            UserError: A template does not hold exactly one ``{}``, or a class name is empty.
         """
         _check_class_names(class_names)
         for template in templates:
@@ -163,8 +163,8 @@ def _check_class_names(class_names: Sequence[str]) -> None:
     if isinstance(class_names, str):
         raise UserError(f"the class names are the text {class_names!r}; give a list of names")
     for name in class_names:
-        if not name.strip() or class_names.count(name) > 1:
-            raise UserError(f"class name {name!r} is {'given twice' if name.strip() else 'empty'}")
+        if not name.strip():
+            raise UserError(f"class name {name!r} is empty")
 
 
 def unique_names(names: Sequence[str], details: Sequence[str]) -> tuple[str, ...]:

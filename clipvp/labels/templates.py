@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 
 from ..cpu import import_open_clip
+from ..files import read_text
 from ..registry import UserError, check_choice
+from .names import Names, read_names, without_numbers
 
 # Sets by task, as published with CLIP (Radford et al. 2021, arXiv 2103.00020). {a|b} means one template with each word.
 _TASKS: dict[str, tuple[str, ...]] = {
@@ -141,7 +142,7 @@ def resolve_templates(given: str | Sequence[str]) -> tuple[str, ...]:
             templates = [given]
         elif given.endswith(".txt"):
             try:
-                lines = Path(given).read_text(encoding="utf-8").splitlines()
+                lines = read_text(given).splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 raise UserError(f"mapping.templates: {given!r} cannot be read: {error}") from error
             templates = [line.strip() for line in lines if line.strip()]
@@ -228,36 +229,57 @@ def _of_wordnet(class_names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def text_class_names(class_names: Sequence[str], override: Mapping[str, str] | None = None) -> list[str]:
+def text_class_names(class_names: Sequence[str], override: Names | None = None) -> list[str]:
     """Return the class names to put into templates: clean, without an index, and by name where they are WordNet ids.
+
+    Classes that get the same text are warned of: a CLIP cannot tell them apart.
 
     Args:
         class_names: The class names of the task.
-        override: Maps class names of the task to the names to use instead, which are not changed.
+        override: The names to use instead, which are not changed: a map of classes of the task, a list with one name a
+            class, or a file of either.
 
     Raises:
-        UserError: The override has a class that the task does not have, or a resulting name is empty or there twice.
+        UserError: The override does not fit the classes, or a resulting name is empty.
     """
-    override = dict(override or {})
-    for name in override:
-        check_choice("mapping.class_names, class", name, class_names)
-    plain = without_index(class_names)
-    override = {**_of_wordnet([name for name in class_names if name not in override]), **override}
-    names = [
-        override[name] if name in override else clean_class_name(text)
-        for name, text in zip(class_names, plain, strict=True)
-    ]
-    seen: dict[str, str] = {}
-    for original, name in zip(class_names, names, strict=True):
-        if not name.strip():
+    key = "mapping.class_names"
+    given = read_names(key, override or {})
+    if isinstance(given, list):
+        if len(given) != len(class_names):
             raise UserError(
-                f"class {original!r} has no name to put into a template; "
-                f"set mapping.class_names, such as {{{original!r}: a name}}"
+                f"{key}: {len(given)} names for {len(class_names)} classes; give one name a class, or a map"
             )
-        if name in seen:
-            raise UserError(
-                f"classes {seen[name]!r} and {original!r} both become {name!r}; "
-                f"set mapping.class_names, such as {{{original!r}: another name}}"
-            )
-        seen[name] = original
+        given = dict(zip(class_names, given, strict=True))
+    for name in given:
+        check_choice(f"{key}, class", name, class_names)
+    plain = without_index(without_numbers(class_names))
+    given = {**_of_wordnet([name for name in class_names if name not in given]), **given}
+    names = [given.get(name, clean_class_name(text)) for name, text in zip(class_names, plain, strict=True)]
+    if "" in (cleaned := [name.strip() for name in names]):
+        empty = class_names[cleaned.index("")]
+        raise UserError(
+            f"class {empty!r} has no name to put into a template; set {key}, such as {{{empty!r}: a name}}"
+        )
+    warn_of_ties(names, class_names)
     return names
+
+
+def warn_of_ties(names: Sequence[str], class_names: Sequence[str] | None = None) -> None:
+    """Warn where classes have the same name, so that their texts are the same.
+
+    Args:
+        names: The names in the texts.
+        class_names: What the task calls the classes; their numbers when None.
+    """
+    same: dict[str, list[str]] = {}
+    for place, name in enumerate(names):
+        same.setdefault(name, []).append(repr(class_names[place]) if class_names else f"{place}")
+    if ties := [
+        f"{' and '.join(classes)} are both {name!r}" for name, classes in same.items() if len(classes) > 1
+    ]:
+        more = f"; and {len(ties) - 3} more" if len(ties) > 3 else ""
+        warnings.warn(
+            f"a CLIP cannot tell classes with the same text apart: {'; '.join(ties[:3])}{more}; mapping.class_names "
+            "gives others",
+            stacklevel=3,
+        )

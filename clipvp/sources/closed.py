@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from ..files import read_text
 from ..labels.space import LabelSpace, unique_names
 from ..registry import UserError, nearest
 from .base import Source
@@ -102,7 +103,7 @@ def _saved_by_transformers(
         where = {"hf_hub_id": model.removeprefix("hf-hub:"), "source": "hf-hub"}
     else:
         return None
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = json.loads(read_text(path))
     if not isinstance(config, dict) or config.get("model_args", {}) is not None:
         return None
     own = {key: config[key] for key in ("num_classes", "label_names") if key in config}

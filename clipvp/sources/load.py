@@ -11,7 +11,7 @@ import torch
 from ..config.schema import SourceConfig
 from ..cpu import float32_default
 from ..labels.space import LabelSpace
-from ..labels.templates import PAPER_FIRST, resolve_templates
+from ..labels.templates import PAPER_FIRST, resolve_templates, warn_of_ties
 from ..registry import SOURCES, UserError, check_choice, nearest
 from .base import Source, check_forward, check_precision
 from .origin import expand_home
@@ -101,4 +101,6 @@ def _text_labels(
 ) -> LabelSpace:
     if not class_names:
         raise UserError(f"source {name!r} is a CLIP: its labels are made of text, so it needs class names")
-    return LabelSpace.from_templates(resolve_templates(templates or PAPER_FIRST), class_names)
+    labels = LabelSpace.from_templates(resolve_templates(templates or PAPER_FIRST), class_names)
+    warn_of_ties(class_names)
+    return labels

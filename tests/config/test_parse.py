@@ -44,6 +44,40 @@ OVERRIDES = [
 ]
 
 
+YAML = """
+output: 2026-11-25
+data: {name: 1e5, revision: 1234567, label_column: 07, class_names: {1: one, no: Norway, 3.10: off}}
+mapping: {class_names: [1, yes, 2026-11-25], templates: ~}
+source: {revision: 1e7}
+"""
+
+
+def test_texts_are_read_as_they_are_written(tmp_path):
+    (tmp_path / "a.yaml").write_text(YAML)
+    config = typed("--config", tmp_path / "a.yaml")
+    assert config.output == "2026-11-25" and config.source.revision == "1e7"
+    assert (config.data.name, config.data.revision, config.data.label_column) == ("1e5", "1234567", "07")
+    assert config.data.class_names == {"1": "one", "no": "Norway", "3.10": "off"}
+    assert config.mapping.class_names == ["1", "yes", "2026-11-25"] and config.mapping.templates is None
+    assert (
+        typed("--data.class_names", "{1: one, no: Norway, 3.10: off}").data
+        == typed("--data.class_names={1: one, no: Norway, 3.10: off}").data
+    )
+    given = typed("--data.class_names", "{1: one, no: Norway, 3.10: off}", "--source.revision", "1234567")
+    assert given.data.class_names == config.data.class_names and given.source.revision == "1234567"
+    python = from_dict({"data": {"class_names": {1: "one", 2: "two"}, "revision": 1234567}})
+    assert python.data.class_names == {"1": "one", "2": "two"} and python.data.revision == "1234567"
+    again = tmp_path / "again.yaml"
+    again.write_text(config_yaml(config))
+    assert typed("--config", again) == config
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_config_in_any_encoding_with_a_mark(encoding, tmp_path):
+    (tmp_path / "a.yaml").write_text("data:\r\n  name: Übung\r\n", encoding=encoding)
+    assert typed("--config", tmp_path / "a.yaml").data.name == "Übung"
+
+
 @pytest.mark.parametrize("text", ["#ffffff", "#1", "#x: y"])
 def test_a_text_that_begins_with_a_number_sign_is_no_comment(text, tmp_path):
     (tmp_path / "a.yaml").write_text(yaml.safe_dump({"data": {"background": text, "folder": text}}))

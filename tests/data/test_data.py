@@ -199,10 +199,16 @@ def test_describe_is_json_and_names_the_few_shot_images():
     assert "indices" not in build_task("t", raw(), DataConfig()).describe()
 
 
+def test_classes_with_the_same_name_are_told_apart_by_their_numbers():
+    task = build_task("t", raw(names=["ant", "bee", "ant", "dog"]), DataConfig())
+    assert task.class_names == ["ant (0)", "bee", "ant (2)", "dog"]
+    assert "classes with the same name, told apart by their numbers: 'ant (0)', 'ant (2)'" in str(task)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"names": ["ant", "bee", "ant", "dog"]}, "class names appear twice: 'ant'"),
+        ({"names": ["ant", "bee", "ant", "ant (0)"]}, r"class names appear twice: 'ant \(0\)'"),
         ({"names": ["ant"], "labels": np.zeros(3, int)}, "two or more"),
         ({"names": [*NAMES_4, "elk"]}, "classes without training images: 'elk'"),
         ({"names": NAMES_4[:3]}, r"label 3 is not within 0\.\.2"),

@@ -1,6 +1,8 @@
 """Templates and class names become texts in the right order, or an error that names the wrong template or class."""
 
+import json
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -190,15 +192,12 @@ def test_wordnet_ids_are_told_by_name():
 @pytest.mark.parametrize(
     "names, override, words",
     [
-        (
-            ["Sea_Lake", "SeaLake"],
-            None,
-            ["'Sea_Lake' and 'SeaLake' both become 'sea lake'", "mapping.class_names"],
-        ),
-        (["a", "b"], {"b": "a"}, ["'a' and 'b' both become 'a'"]),
         (["cat", "dog"], {"Dog": "hound"}, ["mapping.class_names", "'Dog'", "did you mean 'dog'"]),
         (["cat", "_"], None, ["class '_' has no name", "mapping.class_names"]),
         (["cat", "dog"], {"dog": " "}, ["class 'dog' has no name"]),
+        (["cat", "dog"], ["one"], ["1 names for 2 classes"]),
+        (["cat", "dog"], "names.txt", ["mapping.class_names: names.txt cannot be read"]),
+        (["cat", "dog"], "names", ["'names' is no file of names"]),
     ],
 )
 def test_names_that_do_not_fit_give_an_error_of_one_line(names, override, words):
@@ -206,6 +205,50 @@ def test_names_that_do_not_fit_give_an_error_of_one_line(names, override, words)
         text_class_names(names, override)
     message = str(error.value)
     assert all(word in message for word in words) and "\n" not in message, message
+
+
+@pytest.mark.parametrize(
+    "names, override, texts, words",
+    [
+        (
+            ["Sea_Lake", "SeaLake", "b"],
+            None,
+            ["sea lake", "sea lake", "b"],
+            "'Sea_Lake' and 'SeaLake' are both 'sea lake'",
+        ),
+        (["a", "b"], {"b": "a"}, ["a", "a"], "'a' and 'b' are both 'a'"),
+        (
+            ["missile (0)", "crane", "missile (2)"],
+            None,
+            ["missile", "crane", "missile"],
+            "'missile .0.' and 'missile .2.'",
+        ),
+    ],
+)
+def test_the_same_text_for_two_classes_is_a_warning_that_names_them(names, override, texts, words):
+    with pytest.warns(UserWarning, match=f"{words}.*mapping.class_names gives others") as told:
+        assert text_class_names(names, override) == texts
+    assert len(told) == 1
+    labels = LabelSpace.from_templates(["a {}.", "the {}."], texts)
+    assert labels.class_of == (*range(len(names)),) * 2 and LabelSpace.from_dict(labels.to_dict()) == labels
+
+
+@pytest.mark.parametrize("kind", ["list", "map", "txt", "json", "yaml", "yaml list", "txt in UTF-16"])
+def test_names_for_texts_from_a_list_a_map_or_a_file(kind, tmp_path):
+    names, texts = ["1", "no", "n 3"], ["a bee", "Norway", "0x10"]
+    path = str(tmp_path / f"names.{kind.split()[0]}")
+    written = {
+        "json": json.dumps(dict(zip(names, texts, strict=True))),
+        "yaml": "1: a bee\nno: Norway\nn 3: 0x10\n",
+    }
+    written |= {"txt": "a bee\nNorway\n0x10\n", "yaml list": "- a bee\n- Norway\n- 0x10\n"}
+    if kind in ("list", "map"):
+        given = texts if kind == "list" else dict(zip(names, texts, strict=True))
+    else:
+        given, utf16 = path, kind.endswith("16")
+        encoding = "utf-16" if utf16 else "utf-8-sig"
+        (tmp_path / Path(path).name).write_text(written["txt" if utf16 else kind], encoding=encoding)
+    assert text_class_names(names, given) == texts
 
 
 # The label space

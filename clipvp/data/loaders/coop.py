@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...files import read_text
 from ...registry import UserError
 from ..sets import ImageSet
 from .files import image_paths, subfolders
@@ -96,7 +97,7 @@ def load_class_folders(folder: Path, folders: dict[str, str], class_names: Seque
 
 def _read_splits(file: Path) -> dict[str, Rows]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_text(file))
         return {role: [(str(p), int(label), str(c)) for p, label, c in content[role]] for role in ROLES}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -108,11 +109,11 @@ def _read_splits(file: Path) -> dict[str, Rows]:
 def _read_variants(folder: Path) -> dict[str, Rows]:
     """Return FGVC-Aircraft's splits: a line of a list is an image's number and its class."""
     try:
-        names = (folder / "variants.txt").read_text(encoding="utf-8").splitlines()
+        names = read_text(folder / "variants.txt").splitlines()
         label_of = {name.strip(): label for label, name in enumerate(names)}
         splits = {}
         for role in ROLES:
-            lines = (folder / _VARIANTS.format(role)).read_text(encoding="utf-8").splitlines()
+            lines = read_text(folder / _VARIANTS.format(role)).splitlines()
             pairs = [line.strip().split(" ", 1) for line in lines if line.strip()]
             splits[role] = [(f"{image}.jpg", label_of[name], name) for image, name in pairs]
         return splits

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...files import decode_text
 from ...registry import UserError
 
 if TYPE_CHECKING:
@@ -54,10 +54,8 @@ def _decode(path: Path) -> tuple[str, list[str]]:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    marks = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-    encoding = next((name for mark, name in marks.items() if content.startswith(mark)), "utf-8")
     try:
-        return content.decode(encoding), []
+        return decode_text(content), []
     except UnicodeDecodeError:
         if b"\0" in content:
             raise UserError(f"{path} is no text, or UTF-16 without its mark; save it as UTF-8") from None
