@@ -155,12 +155,16 @@ def remove_asides(folder: Path, older_than: float = 0) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_atomic(path, lambda aside: aside.write_text(text, encoding="utf-8") and None)
+    """Write text in UTF-8; what it cannot hold, bytes of a file's name, becomes a question mark."""
+    write_atomic(path, lambda aside: aside.write_text(text, encoding="utf-8", errors="replace") and None)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write strict JSON; NaN and infinity are errors."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write strict JSON, which is read as it was; NaN and infinity are errors."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        text = json.dumps(value, indent=2)
+    write_text(path, text + "\n")
 
 
 def _umask() -> int:

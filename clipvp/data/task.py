@@ -26,6 +26,7 @@ from .splits import MAX_TEST, VAL, carve_test, choose_shots, choose_stratified, 
 
 SPLITS = ("train", "val", "test", "all")
 CARVED = "carved from train"
+_SURROGATES = re.compile("[\ud800-\udfff]")  # bytes of a file's name that are not UTF-8
 
 
 @dataclass(eq=False)
@@ -350,7 +351,8 @@ def _renamed(raw: RawTask, given: Any) -> RawTask:
 
 
 def _distinct(raw: RawTask) -> RawTask:
-    """Return a task whose class names differ: those that are there twice get their places added."""
+    """Return a task whose class names are text and differ: those that are there twice get their places added."""
+    raw = replace(raw, class_names=[_SURROGATES.sub("\ufffd", str(name)) for name in raw.class_names])
     names = distinct_names(raw.class_names)
     changed = [name for name, before in zip(names, raw.class_names, strict=True) if name != before]
     note = f"classes with the same name, told apart by their numbers: {name_few(changed)}"
