@@ -104,7 +104,7 @@ def to_rgb(
         ImageError: The image is damaged, truncated, empty, too large or of an unknown format, or its values are out of
             range.
     """
-    ground = Reading(bits, background).colour
+    ground = None if bits is background is None else Reading(bits, background).colour
     notes: list[str] = []
     try:
         rgb = _read(image, bits, ground, notes.append)
@@ -195,8 +195,10 @@ class Resize:
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Return the pixels of a PIL RGB image: uint8, shape (h, w, 3)."""
         h, w = self._resized(image.height, image.width)
-        resample = Image.Resampling[self.interpolation.upper()]
-        image = image.resize((w, h), resample)
+        if (w, h) != image.size:
+            image = image.resize((w, h), Image.Resampling[self.interpolation.upper()])
+        if (h, w) == self.size:
+            return np.array(image)
         whole = (
             round if self.half == "even" else math.floor
         )  # Python rounds half to even, as torchvision does
@@ -207,7 +209,8 @@ class Resize:
         self, image: Any, name: str | None = None, report: Callable[[str], None] | None = None
     ) -> np.ndarray:
         """Return the pixels, uint8 (h, w, 3), of anything that ``to_rgb`` takes."""
-        return self(to_rgb(image, name, **asdict(self.reading), report=report))
+        bits, background = self.reading.bits, self.reading.background
+        return self(to_rgb(image, name, bits=bits, background=background, report=report))
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         # timm rounds down; the small term mends quotients such as 224 / (224 / 354) = 353.99999999999994.

@@ -168,7 +168,7 @@ class _Choices:
     Args:
         config_class: The dataclass.
         values: Section to the value of the key that chooses.
-        texts: Dotted keys and their texts that begin with #, which jsonargparse takes for empty.
+        texts: Dotted keys that are texts: jsonargparse takes some of them (#a, ~, null) for empty.
     """
 
     config_class: type
@@ -335,5 +335,5 @@ def _choose(config_class: type, given: dict[str, Any]) -> _Choices:
             default = next(i.default for i in fields(section.base) if i.name == section.key)
             value = given.get(f"{item.name}.{section.key}")
             values[item.name] = value if isinstance(value, str) else default
-    texts = {key: value for key, value in given.items() if isinstance(value, str) and value.startswith("#")}
+    texts = {key: value for key, value in given.items() if isinstance(value, str)}
     return _Choices(config_class, values, texts)

@@ -396,9 +396,9 @@ class RunConfig:
     def __post_init__(self):
         check_choice("resume", self.resume, ["auto", NEVER])
         if self.output is None:
-            task = Path(self.data.name).stem or "task"
-            source = re.sub(r'[/\\\\:*?"<>|]', "-", self.source.name.partition(":")[2])
-            self.output = f"runs/{task}-{source}-seed{self.seed}"
+            data = Path(re.split(r"[/\\\\]", self.data.name.rstrip("/\\"))[-1]).stem or "task"
+            name = f"{data}-{self.source.name.partition(':')[2]}-seed{self.seed}"
+            self.output = "runs/" + re.sub(r'[/\\\\:*?"<>|]', "-", name)
         self.output = os.path.expanduser(self.output)
 
 

@@ -179,6 +179,12 @@ class Task:
         config = config or DataConfig()
         splits = {"train": train, "val": val, "test": test}
         splits = {role: data for role, data in splits.items() if data is not None}
+        for role, data in splits.items():
+            if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+                raise UserError(
+                    f"{name}/{role}: {type(data).__name__} gives its images only one after the other; an epoch takes "
+                    "them by number and in a new order: give list(data), or datasets.Dataset.from_generator"
+                )
         names = None if class_names is None else list(class_names)
         library = sys.modules.get("datasets")  # who has made one has imported it
         if library and isinstance(train, library.DatasetDict) and len(splits) == 1:

@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 import pillow_heif
 import pytest
+from conftest import coloured_images
 from PIL import Image
 
 from clipvp import Task, UserError, load_task
@@ -314,3 +315,22 @@ def test_a_transform_of_a_data_set_is_refused_and_a_mode_is_kept():
     assert np.asarray(Task.from_dataset(grey).train.item(0)).shape == (4, 4)
     both = Task.from_dataset(datasets.DatasetDict(training=data, validation=data, test=data))
     assert sizes(both) == {"train": 10, "val": 10, "test": 10}
+
+
+def test_data_that_cannot_be_taken_by_number_is_refused_in_one_line():
+    import datasets
+    import torch
+
+    pairs = coloured_images(6, 3)
+
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(pairs)
+
+    table = datasets.Dataset.from_dict({"image": [[[0]]] * 3, "label": [0, 1, 2]}).to_iterable_dataset()
+    for given in (Stream(), table, iter(pairs), (pair for pair in pairs)):
+        with pytest.raises(
+            UserError, match="one after the other; .* datasets.Dataset.from_generator"
+        ) as error:
+            Task.from_dataset(given, class_names=["a", "b", "c"])
+        assert "\n" not in str(error.value)
