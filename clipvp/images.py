@@ -138,8 +138,9 @@ def _read(image: Any, *how: Any) -> Image.Image:
         with strict:
             return image_to_rgb(image, *how)
     if isinstance(image, (str, os.PathLike)):
-        with open(os.path.expanduser(image), "rb") as file:
-            return _read_file(file, os.fspath(image), *how)
+        path = os.path.expanduser(image)
+        with open(path, "rb") as file:
+            return _read_file(file, path, *how)
     if isinstance(image, (bytes, bytearray, memoryview)):
         return _read_file(io.BytesIO(image), "", *how)
     if hasattr(image, "__array__"):

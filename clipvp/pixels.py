@@ -47,6 +47,21 @@ def image_to_rgb(
     """
     if min(image.size) < 1:
         raise ValueError(f"it has no pixels ({image.width} x {image.height})")
+    if image.mode == "RGB" and _raw_mode(image) in ("RGB", "") and "transparency" not in image.info:
+        image.load()
+        rgb = image  # most photographs
+    else:
+        rgb = _unturned_rgb(image, bits, ground, report)
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # a damaged EXIF block leaves good pixels good
+        turn = None
+    return rgb.transpose(turn) if turn is not None else rgb
+
+
+def _unturned_rgb(
+    image: Image.Image, bits: int | None, ground: _Colour | None, report: Callable[[str], None]
+) -> Image.Image:
     said = _said_white(image)
     raw = _raw_mode(image)
     values, alpha = _deep_colour(image, raw)
@@ -66,12 +81,7 @@ def image_to_rgb(
         if _white_is_zero(image, raw):
             eight = 255 - eight
         rgb = Image.fromarray(eight).convert("RGB")
-    rgb = _on_ground(rgb, alpha, ground, report)
-    try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # a damaged EXIF block leaves good pixels good
-        turn = None
-    return rgb.transpose(turn) if turn is not None else rgb
+    return _on_ground(rgb, alpha, ground, report)
 
 
 def array_to_rgb(
