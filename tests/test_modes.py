@@ -278,3 +278,16 @@ def test_an_opaque_image_with_alpha_is_not_reported():
 def test_a_background_that_is_no_colour_is_refused(background):
     with pytest.raises(UserError, match="background: .* is no colour; give a name such as white"):
         to_rgb(RGBA, background=background)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_an_orientation_that_was_set_after_opening_is_applied(kind):
+    opened = Image.open(io.BytesIO(encoded(Image.fromarray(FLAT[:8]), kind)))
+    opened.getexif()[0x0112] = 6
+    assert to_rgb(opened).size == (8, 16)
+
+
+def test_an_orientation_in_xmp_is_applied():
+    text = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    chunk = (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + text)
+    assert to_rgb(png(COLOUR, 8, 2, (chunk,))).size == (SHAPE[0], SHAPE[1])
