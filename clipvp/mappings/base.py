@@ -63,6 +63,11 @@ class LabelMapping(nn.Module):
         """Build the mapping that a config describes for a source and a task's classes."""
         raise TypeError(f"{cls.__name__} does not say how it is built from a config")
 
+    @classmethod
+    def takes_of(cls, config: MappingConfig) -> str:
+        """Return what a mapping of a config takes, logits or features."""
+        return cls.takes
+
     def forward(self, outputs: Tensor) -> Tensor:
         """Return target logits (B, T) of source logits (B, S), or of features (B, D)."""
         raise NotImplementedError

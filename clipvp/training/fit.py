@@ -29,6 +29,7 @@ from ..results.record import VISUAL_PROMPT, build_results, epoch_line, saved_res
 from ..scoring.scores import EvalResult
 from .checkpoint import Checkpoints
 from .interrupt import Interrupted, StopRequest
+from .outputs import fixed_outputs, with_outputs
 from .processes import fail_together, main_first
 from .step import Trainer
 from .tracking import Tracking, check_trackers
@@ -99,6 +100,18 @@ def _fit(
             lambda: [task.tensors(split, classifier.resize, progress=progress.shown) for split in splits],
         )
         data = {split: Batches(images, accelerator) for split, images in zip(splits, tensors, strict=True)}
+    if fixed_outputs(classifier, config.train.augment):
+        with clock("features"):
+            for split, batches in data.items():
+                data[split] = with_outputs(
+                    classifier,
+                    batches,
+                    task.images(split),
+                    accelerator,
+                    progress,
+                    cache_dir=task.cache_dir,
+                    phase=f"features of {split}",
+                )
     trainer = Trainer(classifier, data, config, accelerator, progress)
     checkpoints = Checkpoints(run.path / CHECKPOINTS, config.train.keep)
     with fail_together(accelerator):
