@@ -48,7 +48,7 @@ class SoftBayesianConfig(BayesianConfig):
 class BayesianMapping(Refreshed, LabelMapping):
     """BLM: target logits are ``z @ w``, w from counts N of labels s by classes t.
 
-    With P[s, t] = N[s, t] / (sum over t of N[s, t] + smoothing), w[s, t] = P[s, t] / sum over s of P[s, t]: every column
+    P[s, t] = N[s, t] / (sum over t of N[s, t] + smoothing) and w[s, t] = P[s, t] / sum over s of P[s, t]: every column
     sums to 1. The column of a class without counts is 0.
 
     Args:

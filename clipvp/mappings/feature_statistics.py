@@ -41,11 +41,12 @@ class FeatureSums(Statistic):
             value += tensors[name]
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of each feature, (D,) float64; the deviation is 1 where it is 0."""
+        """Return mean and standard deviation of each feature, (D,) float64; the deviation is 1 where it is 0 up to
+        rounding."""
         count = self.sums["count"].sum().clamp(min=1)
         mean = self.sums["sum"].sum(0).double() / self.ONE / count
         variance = (self.sums["square"].sum(0).double() / self.ONE / count - mean**2).clamp(min=0)
-        return mean, torch.where(variance > 1e-12, variance, 1).sqrt()
+        return mean, torch.where(variance > 1e-6 * (1 + mean**2), variance, 1).sqrt()
 
     def class_means(self) -> Tensor:
         """Return the mean features of each class, (T, D) float64; the mean of all images where a class has none."""

@@ -22,7 +22,7 @@ class LogisticConfig(MappingConfig):
     """Logistic regression on the features of the training images, solved before the first epoch.
 
     Args:
-        strengths: C of scikit-learn: the loss is |weight|^2 / 2 + C times the sum of the cross-entropies. Of several, the
+        strengths: C of scikit-learn: the loss is |weight|^2 / 2 + C times the summed cross-entropies. Of several, the
             one with the smallest loss in cross-validation within the training images is taken.
         folds: Folds of the cross-validation.
     """

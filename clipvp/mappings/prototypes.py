@@ -50,7 +50,7 @@ class PrototypesMapping(LabelMapping):
         scale: Factor of the cosine.
         train: Whether the residual trains, from 0; weight decay pulls to the start.
 
-    Source: TaskRes (arXiv 2211.10277) with alpha 0.5; ZS-LP (arXiv 2312.12730) with alpha 1. Not trained and from texts,
+    Source: TaskRes (arXiv 2211.10277), alpha 0.5; ZS-LP (arXiv 2312.12730), alpha 1. Not trained and from texts,
     CLIP's ensemble of templates (arXiv 2103.00020), section 3.1.4.
     """
 

@@ -73,7 +73,7 @@ class TextMixingMapping(LabelMapping):
 
     def text_weights(self) -> Tensor:
         """Return the weight of each text, (S,); those of a class sum to 1."""
-        most = torch.full((self.num_target,), -torch.inf, device=self.text_logits.device)
+        most = self.text_logits.detach().new_full((self.num_target,), -torch.inf)
         most = most.scatter_reduce(0, self.class_of, self.text_logits.detach(), "amax")
         powers = (self.text_logits - most[self.class_of]).exp()
         sums = torch.zeros_like(most).index_add(0, self.class_of, powers)

@@ -1,4 +1,4 @@
-"""What does not change is computed once: the source's outputs of each split, where nothing before the mapping trains."""
+"""What does not change is computed once: outputs of the source, where nothing before the mapping trains."""
 
 from __future__ import annotations
 
