@@ -197,6 +197,7 @@ MAPPINGS = Registry(
         "linear": Entry("clipvp.mappings.linear", "LinearMapping", "LinearConfig"),
         "logistic": Entry("clipvp.mappings.logistic", "LogisticMapping", "LogisticConfig"),
         "prototypes": Entry("clipvp.mappings.prototypes", "PrototypesMapping", "PrototypesConfig"),
+        "folded": Entry("clipvp.mappings.folded", "FoldedMapping"),
         "text_mixing": Entry("clipvp.mappings.text_mixing", "TextMixingMapping", "TextMixingConfig"),
     },
 )

@@ -88,6 +88,20 @@ class LabelMapping(nn.Module):
         """Return the matrix (S, T) with ``forward(x) == x @ matrix``, float32; None where the mapping is not linear."""
         return None
 
+    @torch.no_grad()
+    def fold(self, head: Tensor, head_bias: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return weight (D, T) and bias (T,) with ``forward(x @ head.T + head_bias) == x @ weight + bias``.
+
+        Args:
+            head: (S, D), of the layer that makes the source logits.
+            head_bias: (S,).
+
+        Returns:
+            None where the mapping is not linear on logits.
+        """
+        matrix = self.matrix() if self.takes == "logits" else None
+        return None if matrix is None else (head.T @ matrix, head_bias @ matrix)
+
     def links(self, k: int = 1) -> Links:
         """Return the source labels behind each class, at most ``k``, for people; by default by the matrix."""
         matrix = self.matrix() if self.takes == "logits" else None

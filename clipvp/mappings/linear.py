@@ -146,6 +146,15 @@ class LinearMapping(LabelMapping):
             self.start_weight.copy_(means.T)
             self.start_bias.copy_(-(means**2).sum(1) / 2)
 
+    @torch.no_grad()
+    def fold(self, head: Tensor, head_bias: Tensor) -> tuple[Tensor, Tensor] | None:
+        if self.takes == "features":
+            return None
+        eye = torch.cat([torch.zeros_like(head_bias)[None], torch.eye(len(head_bias), device=head.device)])
+        bias, *rows = self(eye)  # what it makes of nothing, and of each logit
+        matrix = torch.stack(rows) - bias
+        return head.T @ matrix, head_bias @ matrix + bias
+
     def links(self, k: int = 1) -> Links:
         """On logits, the labels of the largest weights."""
         if self.takes == "features":
