@@ -63,10 +63,10 @@ def build_classifier(
     source = source_from_config(config.source, lambda: text_label_space(config.mapping, names), device)
     if config.mapping.templates is not None and not source.labels.is_text:
         raise UserError(f"mapping.templates: {source.name!r} has a closed label set and no text tower")
-    wanted = MAPPINGS.get(config.mapping.kind).takes
+    wanted = MAPPINGS.get(config.mapping.kind).takes_of(config.mapping)
     if config.source.outputs not in (None, wanted):
         raise UserError(
-            f"source.outputs: {config.source.outputs} does not go with mapping.kind {config.mapping.kind!r}, "
+            f"source.outputs: {config.source.outputs} does not go with mapping.kind {config.mapping.kind!r} here, "
             f"which takes {wanted}"
         )
     source.outputs = wanted

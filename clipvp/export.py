@@ -71,6 +71,7 @@ def export_onnx(classifier: PromptedClassifier, path: str | Path, logits: bool =
     if classifier.source.precision != "fp32" or classifier.device.type != "cpu":
         raise ValueError("a classifier is exported on the CPU in fp32")
     onnx, onnxruntime = _packages()
+    classifier = classifier.fold()
     graph, images = _Graph(classifier, logits).eval(), _images(classifier, 2)
     wanted = OUTPUTS[logits]
     with tempfile.TemporaryDirectory() as folder:

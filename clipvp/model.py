@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,6 +18,7 @@ from .data.decode import num_threads
 from .data.inputs import single_images
 from .images import ImageError, Reading, Resize
 from .mappings.base import LabelMapping
+from .mappings.folded import FoldedMapping
 from .prompts.base import VisualPrompt
 from .registry import UserError, check_choice, check_positive
 from .sources.base import SharedBorder, Source
@@ -98,6 +100,29 @@ class PromptedClassifier(nn.Module):
         """Return target logits (B, T) float32 of images (B, 3, h, w) in [0, 1]."""
         return self.mapping(self.source_outputs(images))
 
+    @torch.no_grad()
+    def fold(self) -> PromptedClassifier:
+        """Return the same classifier with the mapping folded into the layer that makes the source logits.
+
+        For a CLIP that is the text matrix: T columns are computed in the place of S texts. The target logits are the
+        same up to rounding. Where the mapping is not linear on logits, or the network does not end in a linear layer,
+        the classifier itself is returned. What trains later changes the folded one no more.
+        """
+        try:
+            head = self.source.linear_head() if self.mapping.takes == "logits" else None
+        except UserError:
+            head = None
+        if head is None or self.mapping.fold(*head[:2]) is None:
+            return self
+        source = copy.copy(self.source)
+        source.outputs = "features"
+        mapping = FoldedMapping.of(self.mapping, *head)
+        folded = PromptedClassifier(
+            self.prompt, source, mapping, self.class_names, self.share_border, self.reading
+        )
+        folded.results, folded.folder = self.results, self.folder
+        return folded.train(self.training)
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the parameters that train by group: of the prompt, of the mapping, and ``source`` when it trains."""
         groups = {
@@ -159,6 +184,8 @@ class PromptedClassifier(nn.Module):
         check_positive("batch_size", batch_size)
         check_choice("on_error", on_error, ["raise", "skip"])
         many = single_images(images)
+        # Of a closed label set the last layer costs nothing beside the network.
+        classifier = self.fold() if self.source.labels.is_text else self
         results: list[list[dict] | ImageError] = []
         with ThreadPoolExecutor(num_threads()) as pool:
             for start in range(0, len(many), batch_size):
@@ -167,7 +194,7 @@ class PromptedClassifier(nn.Module):
                 if errors and on_error == "raise":
                     raise errors[0]
                 good = [torch.from_numpy(pixels) for pixels in read if not isinstance(pixels, ImageError)]
-                rows = iter(self._classify(torch.stack(good), top_k) if good else [])
+                rows = iter(classifier._classify(torch.stack(good), top_k) if good else [])
                 results += [pixels if isinstance(pixels, ImageError) else next(rows) for pixels in read]
         return results
 

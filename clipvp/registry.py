@@ -190,6 +190,15 @@ MAPPINGS = Registry(
         "random": Entry("clipvp.mappings.random", "RandomMapping", "RandomConfig"),
         "frequency": Entry("clipvp.mappings.frequency", "FrequencyMapping", "FrequencyConfig"),
         "identity": Entry("clipvp.mappings.identity", "IdentityMapping", "IdentityConfig"),
+        "blm": Entry("clipvp.mappings.bayesian", "BayesianMapping", "BayesianConfig"),
+        "blm_plus": Entry("clipvp.mappings.bayesian", "SoftBayesianMapping", "SoftBayesianConfig"),
+        "top_k_mean": Entry("clipvp.mappings.top_k_mean", "TopKMeanMapping", "TopKMeanConfig"),
+        "semantic": Entry("clipvp.mappings.semantic", "SemanticMapping", "SemanticConfig"),
+        "linear": Entry("clipvp.mappings.linear", "LinearMapping", "LinearConfig"),
+        "logistic": Entry("clipvp.mappings.logistic", "LogisticMapping", "LogisticConfig"),
+        "prototypes": Entry("clipvp.mappings.prototypes", "PrototypesMapping", "PrototypesConfig"),
+        "folded": Entry("clipvp.mappings.folded", "FoldedMapping"),
+        "text_mixing": Entry("clipvp.mappings.text_mixing", "TextMixingMapping", "TextMixingConfig"),
     },
 )
 OPTIMIZERS = Registry(

@@ -221,7 +221,7 @@ def trained(config, task):
 def untimed(value):
     """Drop what differs between two equal runs: times, places, memory."""
     if isinstance(value, dict):
-        dropped = ("seconds", "output", "peak_memory_bytes")
+        dropped = ("seconds", "output", "peak_memory_bytes", "git_commit")
         return {key: untimed(inner) for key, inner in value.items() if key not in dropped}
     return [untimed(item) for item in value] if isinstance(value, list) else value
 

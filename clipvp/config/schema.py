@@ -318,6 +318,7 @@ class TrainConfig(_Choice):
         gradient: A registered gradient rule: backpropagation or a plug-in's.
         protocol: val (a validation split selects) or paper (train on all, report the last epoch).
         eval_every: Epochs between two validations.
+        patience: Epochs without a better validation after which training stops; it never stops early when empty.
         test_every_epoch: With protocol paper, also score the test set each epoch and report the best epoch under a name
             that says so.
         save_every: Epochs between two checkpoints.
@@ -334,6 +335,7 @@ class TrainConfig(_Choice):
     gradient: str = "backpropagation"
     protocol: str = "val"
     eval_every: int = 1
+    patience: int | None = None
     test_every_epoch: bool = False
     save_every: int = 1
     save_minutes: float | None = None
@@ -352,6 +354,7 @@ class TrainConfig(_Choice):
             "batch_size",
             "gradient_accumulation_steps",
             "eval_every",
+            "patience",
             "save_every",
             "save_minutes",
             "keep",

@@ -7,6 +7,7 @@ same for any number of processes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -60,6 +61,10 @@ class Batches:
         if augment is not None and len(indices):
             images = augment(images, indices)
         return images.to(torch.float32).div_(255), labels
+
+    def outputs(self, classifier: Any, taken: Tensor) -> Tensor:
+        """Return what a classifier's source gives of the images that ``take`` returned."""
+        return classifier.source_outputs(taken)
 
     # Rounding depends on what is computed together, so data is split independently of the process count.
 

@@ -63,6 +63,11 @@ class LabelMapping(nn.Module):
         """Build the mapping that a config describes for a source and a task's classes."""
         raise TypeError(f"{cls.__name__} does not say how it is built from a config")
 
+    @classmethod
+    def takes_of(cls, config: MappingConfig) -> str:
+        """Return what a mapping of a config takes, logits or features."""
+        return cls.takes
+
     def forward(self, outputs: Tensor) -> Tensor:
         """Return target logits (B, T) of source logits (B, S), or of features (B, D)."""
         raise NotImplementedError
@@ -82,6 +87,20 @@ class LabelMapping(nn.Module):
     def matrix(self) -> Tensor | None:
         """Return the matrix (S, T) with ``forward(x) == x @ matrix``, float32; None where the mapping is not linear."""
         return None
+
+    @torch.no_grad()
+    def fold(self, head: Tensor, head_bias: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return weight (D, T) and bias (T,) with ``forward(x @ head.T + head_bias) == x @ weight + bias``.
+
+        Args:
+            head: (S, D), of the layer that makes the source logits.
+            head_bias: (S,).
+
+        Returns:
+            None where the mapping is not linear on logits.
+        """
+        matrix = self.matrix() if self.takes == "logits" else None
+        return None if matrix is None else (head.T @ matrix, head_bias @ matrix)
 
     def links(self, k: int = 1) -> Links:
         """Return the source labels behind each class, at most ``k``, for people; by default by the matrix."""

@@ -8,55 +8,41 @@ from functools import partial
 
 import torch
 
-from ..config.schema import NEVER, MappingConfig
-from ..registry import UserError, check_choice, check_positive
+from ..registry import UserError, check_choice
 from .assignment import assign_greedy, assign_optimal, assign_within
 from .one_to_one import OneToOneMapping
+from .refresh import RefreshConfig, Refreshed
 from .statistic import Counts
 
 
 @dataclass
-class FrequencyConfig(MappingConfig):
+class FrequencyConfig(RefreshConfig):
     """FLM and ILM: each class takes the source label that its training images are seen as most often.
 
     Args:
-        refresh: Epochs between two refreshes: 1 is ILM, never is FLM.
         assignment: greedy (the paper's) or optimal (largest total count).
-        statistics: exact (a counting pass over the training set) or running (counts of the training steps).
         within: class restricts a class to the labels of its own name: template selection (CLIP).
     """
 
     kind: str = "frequency"
-    refresh: int | str = 1
     assignment: str = "greedy"
-    statistics: str = "exact"
     within: str | None = None
 
     def __post_init__(self):
         super().__post_init__()
         check_choice("mapping.assignment", self.assignment, ["greedy", "optimal"])
-        check_choice("mapping.statistics", self.statistics, ["exact", "running"])
         if self.within is not None:
             check_choice("mapping.within", self.within, ["class"])
-        if isinstance(self.refresh, str):
-            if self.refresh != NEVER:
-                raise UserError(
-                    f"mapping.refresh: {self.refresh!r} is neither a number of epochs nor {NEVER!r}"
-                )
-        else:
-            check_positive("mapping.refresh", self.refresh)
 
 
-class FrequencyMapping(OneToOneMapping):
+class FrequencyMapping(Refreshed, OneToOneMapping):
     """FLM and ILM: each class takes the source label that its images are seen as most often.
 
     Args:
         num_source: S.
         num_target: T.
-        refresh: Epochs between two refreshes (1 is ILM), or "never": counted once, before training (FLM).
+        refresh, statistics: See ``Refreshed``; a refresh every epoch is ILM, one alone FLM.
         assignment: greedy or optimal.
-        statistics: exact: a counting pass before each refresh. running: after the first pass, the counts of
-            the training steps since the last refresh.
         within: "class" lets a class take labels of its own name only, for label spaces made of text.
         class_of: The class of each of the S labels, for ``within``; template-major when empty.
 
@@ -79,7 +65,7 @@ class FrequencyMapping(OneToOneMapping):
         if class_of is not None:
             settings["class_of"] = list(class_of)
         super().__init__(num_source, num_target, **settings)
-        self.refresh, self.running = refresh, statistics == "running" and refresh != NEVER
+        self.set_refresh(refresh, statistics)
         if within:
             owner = torch.arange(num_source) % num_target if class_of is None else torch.tensor(class_of)
             self.assign = partial(assign_within, class_of=owner)
@@ -97,9 +83,6 @@ class FrequencyMapping(OneToOneMapping):
             class_of = labels.class_of
         options = config.refresh, config.assignment, config.statistics, config.within, class_of
         return cls(len(labels), len(class_names), *options)
-
-    def due(self, epoch: int) -> bool:
-        return epoch == 0 or (self.refresh != NEVER and epoch % self.refresh == 0)
 
     def statistic(self) -> Counts:
         return Counts(self.num_source, self.num_target)

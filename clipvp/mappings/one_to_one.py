@@ -42,6 +42,10 @@ class OneToOneMapping(LabelMapping):
         matrix[self.source_index[taken], taken] = 1
         return matrix
 
+    @torch.no_grad()
+    def fold(self, head: Tensor, head_bias: Tensor) -> tuple[Tensor, Tensor]:
+        return head[self.source_index].T, head_bias[self.source_index]
+
     def links(self, k: int = 1) -> Links:
         index, count = self.source_index.cpu()[:, None], self.chosen_count.cpu()[:, None]
         counted = bool((count >= 0).all())

@@ -153,6 +153,31 @@ class Counts(CellSums):
         self.add_cells(cells, torch.ones_like(cells))
 
 
+class SoftCounts(CellSums):
+    """Probabilities by cell: of images of class t, the sum of label s's probability where s is among the k largest.
+
+    A probability is added as the whole number nearest to it times 2**32. Probabilities are not scaled after the cut.
+
+    Args:
+        num_source: S.
+        num_target: T.
+        k: Labels of an image that count.
+
+    Source: BLM+ (arXiv 2410.24018), section 4.
+    """
+
+    ONE = 1 << 32
+
+    def __init__(self, num_source: int, num_target: int, k: int):
+        super().__init__(num_source, num_target)
+        self.k = k
+
+    def add(self, outputs: Tensor, targets: Tensor) -> None:
+        largest, labels = outputs.detach().softmax(1, dtype=torch.float32).topk(self.k, dim=1)
+        values = (largest.double() * self.ONE).round().to(torch.int64)
+        self.add_cells((labels * self.num_target + targets[:, None]).flatten(), values.flatten())
+
+
 def sum_over_processes(own: Statistic, empty: Statistic) -> Statistic:
     """Return the sum of the statistics of all processes, in ``empty``; every process must call it."""
     from accelerate.utils import gather_object

@@ -113,7 +113,7 @@ def score(
     scores = Scores(len(classifier.source.labels), num_classes, accelerator.device)
     classifier.eval()
     for images, labels in watch(batches.local_batches(batch_size)):
-        outputs = classifier.source_outputs(images)
+        outputs = batches.outputs(classifier, images)
         logits, source_logits = classifier.mapping(outputs), classifier.source_logits(outputs)
         scores.add(source_logits, logits if columns is None else logits[:, columns], labels)
     return scores.result(accelerator)

@@ -273,6 +273,17 @@ class Source(nn.Module):
         linear = [module for module in self.network.modules() if isinstance(module, nn.Linear)]
         return next((layer for layer in reversed(linear) if layer.out_features == len(self.labels)), None)
 
+    def linear_head(self) -> tuple[Tensor, Tensor, bool]:
+        """Return weight (S, D) and bias (S,) of the layer that makes the logits, and whether it is given features that
+        are divided by their norm.
+
+        Raises:
+            UserError: The network does not end in a linear layer.
+        """
+        head = self.classifier_head()
+        bias = head.bias if head.bias is not None else head.weight.new_zeros(head.out_features)
+        return head.weight.float(), bias.float(), False
+
     @property
     def num_features(self) -> int:
         return self.classifier_head().in_features

@@ -71,6 +71,10 @@ class ClipSource(Source):
     def forward(self, pixels: Tensor | SharedBorder) -> Tensor:
         return self.score(self.encode(pixels))
 
+    def linear_head(self) -> tuple[Tensor, Tensor, bool]:
+        bias = self.text_features.new_full((len(self.text_features),), self.bias)
+        return self.scale * self.text_features, bias, True
+
     @property
     def num_features(self) -> int:
         return self.text_features.shape[1]

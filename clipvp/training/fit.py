@@ -29,6 +29,7 @@ from ..results.record import VISUAL_PROMPT, build_results, epoch_line, saved_res
 from ..scoring.scores import EvalResult
 from .checkpoint import Checkpoints
 from .interrupt import Interrupted, StopRequest
+from .outputs import fixed_outputs, with_outputs
 from .processes import fail_together, main_first
 from .step import Trainer
 from .tracking import Tracking, check_trackers
@@ -77,6 +78,8 @@ def fit(
     _check_launch(accelerator)
     run = RunFolder(config.output, writes=accelerator.is_main_process)
     with fail_together(accelerator):
+        if config.train.patience and (task.val is None or config.train.protocol != "val"):
+            raise UserError("train.patience needs validation images; this run has none")
         check_trackers(config.train.report_to)
         run.claim(resume=config.resume == "auto", overwrite=config.overwrite)
     try:
@@ -99,6 +102,18 @@ def _fit(
             lambda: [task.tensors(split, classifier.resize, progress=progress.shown) for split in splits],
         )
         data = {split: Batches(images, accelerator) for split, images in zip(splits, tensors, strict=True)}
+    if fixed_outputs(classifier, config.train.augment):
+        with clock("features"):
+            for split, batches in data.items():
+                data[split] = with_outputs(
+                    classifier,
+                    batches,
+                    task.images(split),
+                    accelerator,
+                    progress,
+                    cache_dir=task.cache_dir,
+                    phase=f"features of {split}",
+                )
     trainer = Trainer(classifier, data, config, accelerator, progress)
     checkpoints = Checkpoints(run.path / CHECKPOINTS, config.train.keep)
     with fail_together(accelerator):
@@ -155,6 +170,8 @@ def _fit(
                 )
 
         for epoch in range(trainer.state.epoch, epochs):
+            if trainer.state.waited(config.train.patience):
+                break
             where, state = f"epoch {epoch + 1}/{epochs}", trainer.state
             if state.step == 0:
                 state.row = {"epoch": epoch + 1}
@@ -183,7 +200,8 @@ def _fit(
             trainer.end_epoch()
             with fail_together(accelerator):
                 run.write_metrics(state.history)
-            if (epoch + 1) % config.train.save_every == 0 or epoch + 1 == epochs:
+            last = epoch + 1 == epochs or state.waited(config.train.patience)
+            if (epoch + 1) % config.train.save_every == 0 or last:
                 save()
 
     state = trainer.state
@@ -191,7 +209,7 @@ def _fit(
         test = {"last": trainer.score("test", "testing the last prompt")}
         if state.best is not None:
             classifier.load_trained_state(trainer.best_state)
-            same = state.best["epoch"] == epochs
+            same = state.best["epoch"] == state.epoch
             test["best_val"] = test["last"] if same else trainer.score("test", "testing the best prompt")
     method = VISUAL_PROMPT if classifier.source_is_frozen else "fine-tuning"
     results = build_results(config, classifier, task, data, state.best, test, clock, accelerator, method)
@@ -203,7 +221,7 @@ def _fit(
         if run.writes and classifier.source_is_frozen:
             classifier.save_pretrained(run.path / PROMPT)
         run.write_results(results)
-    tracking.end(classifier, test[results["saved_prompt"] or "last"], results["metrics"], epochs)
+    tracking.end(classifier, test[results["saved_prompt"] or "last"], results["metrics"], state.epoch)
     accelerator.wait_for_everyone()
     return FitResult(results, state.history, test, run.path)
 

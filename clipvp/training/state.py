@@ -28,6 +28,10 @@ class State:
     best_on_test: dict[str, Any] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def waited(self, patience: int | None) -> bool:
+        """Return whether so many epochs, or more, were finished since the best validation."""
+        return patience is not None and self.best is not None and self.epoch - self.best["epoch"] >= patience
+
     def check(self, steps: int) -> None:
         """Raise ``ValueError`` where this is not the state of a run with so many steps an epoch."""
         whole = type(self.epoch) is int and type(self.step) is int and 0 <= self.step <= steps

@@ -24,7 +24,7 @@ def count_pass(
     """
     classifier.eval()
     outputs = (
-        (classifier.source_outputs(images), labels)
+        (batches.outputs(classifier, images), labels)
         for images, labels in watch(batches.local_batches(batch_size))
     )
     return gather(classifier.mapping.statistic(), outputs)

@@ -137,7 +137,7 @@ class Trainer:
 
         def loss() -> Tensor:
             nonlocal noted
-            outputs = self.classifier.source_outputs(images)
+            outputs = self.data["train"].outputs(self.classifier, images)
             logits = self.classifier.mapping(outputs)
             total = F.cross_entropy(logits, labels, reduction="sum")
             if not noted:

@@ -192,6 +192,38 @@ def test_as_many_parts_a_step_give_the_same_bits_on_a_real_network(statistics, t
     assert computed(tmp_path / "three") == one
 
 
+FAMILIES = {
+    "BLM+ running": ["--mapping.kind=blm_plus", "--mapping.statistics=running"],
+    "linear head": ["--mapping.kind=linear", "--mapping.start=means", "--mapping.standardise=true"],
+    "linear probe": ["--mapping.kind=logistic", "--prompt.kind=none"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_of_mappings_gives_the_same_bits(family, images, tiny_timm, tmp_path):
+    def left(processes: int) -> tuple:
+        output = tmp_path / str(processes)
+        given = [
+            given for given in settings_of(images, tiny_timm, output, "exact") if "mapping." not in given
+        ]
+        given = [
+            each for each in given if "none" not in "".join(FAMILIES[family]) or "image_size" not in each
+        ]
+        given += [*FAMILIES[family], f"--train.gradient_accumulation_steps={6 // processes}"]
+        launched(processes, given) if processes > 1 else subprocess.run(
+            [sys.executable, str(TRAIN), *given], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+        rows = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+        results = json.loads((output / "results.json").read_text())
+        kept = {key: results[key] for key in ("metrics", "mapping_table", "split_hash", "best_epoch")}
+        return kept, rows, (output / "prompt" / "model.safetensors").read_bytes()
+
+    one = left(1)
+    assert left(2) == one and left(3) == one
+
+
 @pytest.mark.slow
 def test_many_processes_give_what_one_gives_with_a_label_space_of_text(images, tiny_model, tmp_path):
     source = tiny_model("hf_clip")
