@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config.schema import MappingConfig
+from ..registry import UserError
 from .statistic import Statistic
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class LabelMapping(nn.Module):
         cls, config: MappingConfig, source: Source, class_names: Sequence[str], seed: int
     ) -> LabelMapping:
         """Build the mapping that a config describes for a source and a task's classes."""
-        raise TypeError(f"{cls.__name__} does not say how it is built from a config")
+        raise UserError(f"mapping.kind: a {cls.kind} mapping is not built from a config")
 
     @classmethod
     def takes_of(cls, config: MappingConfig) -> str:

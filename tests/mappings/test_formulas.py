@@ -324,3 +324,11 @@ def test_the_sums_of_a_whole_table():
     mapping = BayesianMapping(3, 2)
     mapping.fit(CellSums.from_matrix(torch.tensor([[4, 0], [0, 3], [0, 0]])))
     assert mapping.matrix().tolist() == [[1, 0], [0, 1], [0, 0]]
+
+
+def test_a_folded_mapping_is_made_by_fold_alone():
+    from clipvp.config.schema import MappingConfig
+    from clipvp.mappings.folded import FoldedMapping
+
+    with pytest.raises(UserError, match="mapping.kind: a folded mapping is not built from a config"):
+        FoldedMapping.from_config(MappingConfig(kind="folded"), None, ["a", "b"], 0)
