@@ -111,6 +111,8 @@ class Task:
         if split == "all":
             return f"all {count} of {images.name}" if limit is None else f"{count} of {images.name}{most}"
         source = self.info.get(f"{split}_from", images.name)
+        if source == CARVED and split == "val" and self.info.get("shots") is not None:
+            return f"{count}, at most {min(self.info['shots'], 4)} a class, {CARVED}"
         if source == CARVED:
             return f"{count}, {round(100 * self.info[f'{split}_share'], 1):g} % {CARVED}{most}"
         return f"{count} of {images.name}{most}"

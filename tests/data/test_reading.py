@@ -317,6 +317,11 @@ def test_a_transform_of_a_data_set_is_refused_and_a_mode_is_kept():
     assert sizes(both) == {"train": 10, "val": 10, "test": 10}
 
 
+def test_the_validation_of_few_shots_is_told_by_its_images_a_class(tmp_path):
+    task = load_task(DataConfig(name=str(tree(tmp_path, "a", "b", count=20)), shots=5))
+    assert "val   8 images, at most 4 a class, carved from train" in str(task)
+
+
 def test_data_that_cannot_be_taken_by_number_is_refused_in_one_line():
     import datasets
     import torch
