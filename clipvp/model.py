@@ -64,6 +64,7 @@ class PromptedClassifier(nn.Module):
         self.prompt, self.source, self.mapping = prompt, source, mapping
         self.class_names = list(class_names)
         self.share_border, self.reading = share_border, reading or Reading()
+        self._fold: tuple[Any, PromptedClassifier] | None = None
         self.results: dict[str, Any] | None = None
         self.folder: Path | None = None
 
@@ -122,6 +123,14 @@ class PromptedClassifier(nn.Module):
         )
         folded.results, folded.folder = self.results, self.folder
         return folded.train(self.training)
+
+    def _kept_fold(self) -> PromptedClassifier:
+        """Return ``fold()``, made anew where the mapping has changed."""
+        values = (*self.mapping.parameters(), *self.mapping.buffers(), *self.source.buffers())
+        state = [(value.data_ptr(), value._version) for value in values], self.share_border
+        if self._fold is None or self._fold[0] != state:
+            self._fold = (state, self.fold())  # in a tuple: it is no module of this one
+        return self._fold[1]
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the parameters that train by group: of the prompt, of the mapping, and ``source`` when it trains."""
@@ -185,7 +194,7 @@ class PromptedClassifier(nn.Module):
         check_choice("on_error", on_error, ["raise", "skip"])
         many = single_images(images)
         # Of a closed label set the last layer costs nothing beside the network.
-        classifier = self.fold() if self.source.labels.is_text else self
+        classifier = self._kept_fold() if self.source.labels.is_text else self
         results: list[list[dict] | ImageError] = []
         with ThreadPoolExecutor(num_threads()) as pool:
             for start in range(0, len(many), batch_size):

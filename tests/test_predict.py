@@ -312,3 +312,24 @@ def test_a_damaged_reading_is_refused(reading, classifier, tmp_path):
     write_artifact(tmp_path, config, tensors)
     with pytest.raises(UserError, match="preprocessing.resize.reading"):
         PromptedClassifier.from_pretrained(tmp_path)
+
+
+def test_a_prediction_follows_the_mapping_as_it_is(tiny_model, photos):
+    """The folded mapping that predict keeps is made anew when the mapping changes, and is no part of the state."""
+    from clipvp import load_source
+    from clipvp.mappings.text_mixing import TextMixingMapping
+    from clipvp.prompts.none import NoPrompt
+
+    source = load_source(tiny_model("open_clip_vit"), class_names=NAMES, templates=["a {}.", "the {}."])
+    model = PromptedClassifier(NoPrompt(source.canvas), source, TextMixingMapping(6, 3), NAMES).eval()
+    before = model.predict(photos)
+    assert model.predict(photos) == before
+    with torch.no_grad():
+        model.mapping.mixing.copy_(3 * torch.randn(3, 3, generator=torch.Generator().manual_seed(0)))
+        images = torch.stack([torch.from_numpy(model.resize.read(path)) for path in photos])
+        expected = model(images.permute(0, 3, 1, 2) / 255).softmax(1).max(1).values
+    after = model.predict(photos)
+    assert [rows[0]["score"] for rows in after] == pytest.approx(
+        expected.tolist(), abs=1e-5
+    ) and after != before
+    assert not any("fold" in name for name in model.state_dict())
