@@ -20,7 +20,7 @@ from clipvp.config.values import from_dict
 from clipvp.mappings.base import LabelMapping
 from clipvp.mappings.frequency import FrequencyMapping
 from clipvp.mappings.random import RandomMapping
-from clipvp.mappings.statistic import CellSums
+from clipvp.mappings.statistic import Counts
 from clipvp.prompts.base import VisualPrompt
 from clipvp.prompts.full import FullPrompt
 from clipvp.prompts.padding import PaddingPrompt
@@ -54,7 +54,7 @@ def made(source: str, prompt: str = "padding", mapping: str = "frequency", **opt
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
     if classifier.mapping.due(0):
         counts = torch.randint(0, 9, (len(classifier.source.labels), 3), generator=generator)
-        classifier.mapping.fit(CellSums.from_matrix(counts))
+        classifier.mapping.fit(Counts.from_matrix(counts))
     return classifier.eval()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,7 +34,7 @@ class Links(NamedTuple):
     total: Tensor | None = None
 
 
-class LabelMapping(nn.Module):
+class LabelMapping(nn.Module, ABC):
     """Base of all mappings.
 
     Args:
@@ -69,9 +70,9 @@ class LabelMapping(nn.Module):
         """Return what a mapping of a config takes, logits or features."""
         return cls.takes
 
+    @abstractmethod
     def forward(self, outputs: Tensor) -> Tensor:
         """Return target logits (B, T) of source logits (B, S), or of features (B, D)."""
-        raise NotImplementedError
 
     def due(self, epoch: int) -> bool:
         """Return whether the mapping is to be fitted before the steps of ``epoch`` (0, 1, ...)."""

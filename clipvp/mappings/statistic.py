@@ -6,6 +6,7 @@ memory grows with the images that were seen, never with S x T.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 import torch
@@ -16,9 +17,10 @@ from torch import Tensor
 _MOST_WAITING = 1 << 18
 
 
-class Statistic:
+class Statistic(ABC):
     """A sum over images of something that a mapping is fitted to. Subclasses define all three methods."""
 
+    @abstractmethod
     def add(self, outputs: Tensor, targets: Tensor) -> None:
         """Add one batch.
 
@@ -26,15 +28,14 @@ class Statistic:
             outputs: What the source gives, (B, S) logits or (B, D) features, finite.
             targets: int64 (B,), each in 0..T-1.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """Return the sum as int64 tensors by name, on the CPU: for checkpoints and other processes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def add_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Add a sum that ``tensors`` of another statistic of this kind returned."""
-        raise NotImplementedError
 
 
 class CellSums(Statistic):

@@ -5,6 +5,7 @@ A prompt never changes the images that it is given, and it does not know models 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,7 +38,7 @@ class Learned(NamedTuple):
     added: bool
 
 
-class VisualPrompt(nn.Module):
+class VisualPrompt(nn.Module, ABC):
     """Base of all prompts.
 
     Args:
@@ -65,9 +66,9 @@ class VisualPrompt(nn.Module):
         """Build the prompt that a config describes for a source."""
         raise TypeError(f"{cls.__name__} does not say how it is built from a config")
 
+    @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
         """Return prompted pixels (V*B, 3, H, W), view by view, of images (B, 3, h, w) in [0, 1]."""
-        raise NotImplementedError
 
     def merge(self, outputs: Tensor) -> Tensor:
         """Return one row for each image (B, ...) of what the source gives for the views (V*B, ...)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -34,9 +35,9 @@ class MaskedPrompt(VisualPrompt):
         self.delta = nn.Parameter(torch.zeros(3, *self.canvas, dtype=torch.float32))
         self.register_buffer("mask", mask.to(torch.float32), persistent=False)
 
+    @abstractmethod
     def pixels(self, delta: Tensor) -> Tensor:
         """Return what a prompt with this delta shows or adds, (3, H, W) in pixel values."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def learned(self) -> Learned:

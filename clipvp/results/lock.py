@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,7 +17,7 @@ _held: dict[Path, tuple[FileLock, int]] = {}  # of this process, and how often e
 def take(folder: Path) -> None:
     """Lock a folder, made where it is missing; a process may do so several times, and gives it back as often.
 
-    On a file system without locks it has no effect.
+    On a file system without locks it warns and has no other effect.
 
     Raises:
         UserError: Another process holds it.
@@ -34,7 +35,9 @@ def take(folder: Path) -> None:
         raise UserError(
             f"output: another run writes to {str(folder)!r} now; choose another folder, or wait for its end"
         ) from None
-    except (OSError, NotImplementedError):
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or "the file system has no locks"
+        warnings.warn(f"output: {str(folder)!r} is not guarded against a second run: {reason}", stacklevel=2)
         return
     _held[place] = lock, 1
 

@@ -14,7 +14,7 @@ from clipvp.build import source_from_config, text_label_space
 from clipvp.config.schema import MappingConfig, SourceConfig
 from clipvp.data.batches import Batches
 from clipvp.mappings.assignment import assign_greedy
-from clipvp.mappings.statistic import CellSums
+from clipvp.mappings.statistic import Counts
 
 from .measure import alternate
 from .setting import Setting
@@ -101,7 +101,7 @@ def measure_assignment(setting: Setting) -> dict[str, Any]:
         labels = (torch.rand(len(targets), generator=generator) ** 2 * num_source).long()
         counts = torch.zeros(num_source, num_target, dtype=torch.int64)
         counts.view(-1).index_add_(0, labels * num_target + targets, torch.ones_like(targets))
-        sums = CellSums.from_matrix(counts)
+        sums = Counts.from_matrix(counts)
         times = alternate(
             {"ours": lambda sums=sums: assign_greedy(sums)},
             torch.device("cpu"),

@@ -20,7 +20,7 @@ from clipvp.artifact.save import artifact_config, save_prompt
 from clipvp.labels.space import LabelSpace
 from clipvp.mappings.frequency import FrequencyMapping
 from clipvp.mappings.random import RandomMapping
-from clipvp.mappings.statistic import CellSums
+from clipvp.mappings.statistic import Counts
 from clipvp.prompts.border import BorderPrompt
 from clipvp.prompts.none import NoPrompt
 from clipvp.prompts.padding import PaddingPrompt
@@ -391,7 +391,7 @@ def test_ragged_texts_come_back(tmp_path):
     labels = LabelSpace.from_texts(texts, {"cat": ["photo", "words"], "dog": ["photo"]})
     source = load_source("offline:lite0-minilm", canvas=32, labels=lambda: labels)
     mapping = FrequencyMapping(3, 2, within="class", class_of=labels.class_of)
-    mapping.fit(CellSums.from_matrix(torch.tensor([[1, 0], [4, 0], [9, 0]])))
+    mapping.fit(Counts.from_matrix(torch.tensor([[1, 0], [4, 0], [9, 0]])))
     saved = PromptedClassifier(NoPrompt((32, 32)), source, mapping, ["cat", "dog"]).eval()
     saved.save_pretrained(tmp_path)
     again = PromptedClassifier.from_pretrained(tmp_path)

@@ -11,13 +11,13 @@ from scipy.optimize import linear_sum_assignment
 
 import clipvp.mappings.assignment
 from clipvp.mappings.assignment import assign_greedy, assign_optimal, assign_within
-from clipvp.mappings.statistic import CellSums
+from clipvp.mappings.statistic import Counts
 from clipvp.registry import UserError
 
 
-def sums(table) -> CellSums:
+def sums(table) -> Counts:
     """Return a dense table (S, T) as the sums that the assignments take."""
-    return CellSums.from_matrix(torch.as_tensor(table))
+    return Counts.from_matrix(torch.as_tensor(table))
 
 
 def greedy_by_definition(counts: np.ndarray) -> list[int]:
@@ -104,7 +104,7 @@ def test_greedy_is_its_definition_on_searched_tables(data):
 
 @pytest.mark.parametrize("shape", [(1, 1), (5, 5), (9, 4), (3000, 40)])
 def test_greedy_on_nothing_counted_takes_the_first_labels_in_order(shape):
-    assert assign_greedy(CellSums(*shape)).tolist() == list(range(shape[1]))
+    assert assign_greedy(Counts(*shape)).tolist() == list(range(shape[1]))
 
 
 def test_greedy_on_equal_counts_takes_the_diagonal():
@@ -220,7 +220,7 @@ def test_within_on_a_large_ragged_label_space():
 @pytest.mark.parametrize("assign", [assign_greedy, assign_optimal])
 def test_more_classes_than_labels_are_refused_with_both_numbers(assign):
     with pytest.raises(UserError, match="12 target classes.* has 10"):
-        assign(CellSums(10, 12))
+        assign(Counts(10, 12))
 
 
 def test_only_tables_of_counts_become_sums():

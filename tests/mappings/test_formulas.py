@@ -14,7 +14,7 @@ from clipvp.mappings.linear import LinearMapping
 from clipvp.mappings.logistic import LogisticMapping, choose_strength, solve
 from clipvp.mappings.prototypes import PrototypesMapping
 from clipvp.mappings.semantic import assign_in_turn
-from clipvp.mappings.statistic import CellSums, SoftCounts
+from clipvp.mappings.statistic import Counts, SoftCounts
 from clipvp.mappings.text_mixing import TextMixingMapping
 from clipvp.mappings.top_k_mean import TopKMeanMapping
 from clipvp.registry import UserError
@@ -322,7 +322,7 @@ def test_the_strength_is_the_one_with_the_smallest_loss_on_images_left_out(cloud
 def test_the_sums_of_a_whole_table():
     """Counts that are given as a table, as those of ILM's tests."""
     mapping = BayesianMapping(3, 2)
-    mapping.fit(CellSums.from_matrix(torch.tensor([[4, 0], [0, 3], [0, 0]])))
+    mapping.fit(Counts.from_matrix(torch.tensor([[4, 0], [0, 3], [0, 0]])))
     assert mapping.matrix().tolist() == [[1, 0], [0, 1], [0, 0]]
 
 

@@ -103,7 +103,7 @@ def test_every_way_to_read_the_sums_is_that_of_the_dense_table(data):
     cell = st.sampled_from([0, 0, 0, 1, 5, 2**40])
     row = st.lists(cell, min_size=num_target, max_size=num_target)
     table = torch.tensor(data.draw(st.lists(row, min_size=num_source, max_size=num_source)))
-    sums = CellSums.from_matrix(table)
+    sums = Counts.from_matrix(table)
     assert torch.equal(dense(sums), table)
     assert torch.equal(sums.by_class(), table.sum(0)) and torch.equal(sums.by_label(), table.sum(1))
     labels, classes, values = sums.cells
@@ -117,7 +117,7 @@ def test_every_way_to_read_the_sums_is_that_of_the_dense_table(data):
 
 def test_sums_add_up_cell_by_cell(compaction):
     generator = torch.Generator().manual_seed(3)
-    sums, table = CellSums(11, 4), torch.zeros(44, dtype=torch.int64)
+    sums, table = Counts(11, 4), torch.zeros(44, dtype=torch.int64)
     for _ in range(20):
         cells = torch.randint(44, (7,), generator=generator)
         values = torch.randint(1 << 40, (7,), generator=generator)

@@ -327,6 +327,9 @@ def test_several_views_need_a_way_to_merge_them():
     class Two(VisualPrompt):
         kind, views = "two", 2
 
+        def forward(self, images):
+            return images.repeat(2, 1, 1, 1)
+
     with pytest.raises(TypeError, match="Two has 2 views and does not say how to merge them"):
         Two((4, 4), (4, 4)).merge(torch.zeros(6, 5))
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from textbook import greedy_loop
 
 from clipvp.mappings.assignment import assign_greedy
-from clipvp.mappings.statistic import CellSums
+from clipvp.mappings.statistic import Counts
 from clipvp.registry import UserError
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "benchmark.py"
@@ -190,4 +190,4 @@ def test_the_loop_over_the_whole_matrix_is_the_greedy_assignment(data):
     num_source = data.draw(st.integers(num_target, 12))
     cells = st.lists(st.integers(0, 3), min_size=num_source * num_target, max_size=num_source * num_target)
     counts = torch.tensor(data.draw(cells)).view(num_source, num_target)
-    assert torch.equal(greedy_loop(counts), assign_greedy(CellSums.from_matrix(counts)))
+    assert torch.equal(greedy_loop(counts), assign_greedy(Counts.from_matrix(counts)))

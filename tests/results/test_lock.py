@@ -107,7 +107,8 @@ def test_a_file_system_without_locks_refuses_nobody(tmp_path, monkeypatch):
 
     monkeypatch.setattr(filelock.FileLock, "acquire", no_lock)
     run = RunFolder(tmp_path / "run")
-    run.claim(resume=False, overwrite=False)
+    with pytest.warns(UserWarning, match="is not guarded against a second run"):
+        run.claim(resume=False, overwrite=False)
     run.release()
 
 

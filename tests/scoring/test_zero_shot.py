@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from clipvp import UserError, load_source
 from clipvp.config.schema import MappingConfig
 from clipvp.mappings.assignment import assign_greedy, assign_within
-from clipvp.mappings.statistic import CellSums
+from clipvp.mappings.statistic import Counts
 from clipvp.registry import MAPPINGS
 from clipvp.scoring.zero_shot import ZeroShot, best_template
 
@@ -77,7 +77,7 @@ def test_an_unprompted_mapping_is_that_of_the_training_counts(run, within):
         source.score(run.features["train"]).argmax(1), run.targets["train"], strict=True
     ):
         counts[label, target] += 1
-    sums = CellSums.from_matrix(counts)
+    sums = Counts.from_matrix(counts)
     index = assign_within(sums, torch.arange(12) % 3) if within else assign_greedy(sums)
     assert torch.equal(mapping.source_index, index)
     assert mapping.class_count.tolist() == [30, 30, 30]

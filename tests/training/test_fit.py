@@ -18,7 +18,7 @@ from clipvp.data.batches import Batches
 from clipvp.files import load_state
 from clipvp.mappings.assignment import assign_greedy
 from clipvp.mappings.random import RandomMapping
-from clipvp.mappings.statistic import CellSums
+from clipvp.mappings.statistic import CellSums, Counts
 from clipvp.prompts.full import FullPrompt
 from clipvp.results.folder import config_yaml, read_results
 from clipvp.training.checkpoint import Checkpoints
@@ -42,7 +42,7 @@ def counted(classifier, task) -> CellSums:
     counts = torch.zeros(len(classifier.source.labels), len(task.class_names), dtype=torch.int64)
     for image, label in zip(*images_of(task, classifier), strict=True):
         counts[int(classifier.source(classifier.prompt(image[None]))[0].argmax()), label] += 1
-    return CellSums.from_matrix(counts)
+    return Counts.from_matrix(counts)
 
 
 # One seed decides everything, and nothing outside it does
