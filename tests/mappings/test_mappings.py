@@ -255,6 +255,9 @@ class Weighted(LabelMapping):
         super().__init__(*weights.shape)
         self.weights = nn.Parameter(weights)
 
+    def forward(self, outputs):
+        return outputs @ self.weights
+
     def matrix(self):
         return self.weights
 

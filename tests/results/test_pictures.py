@@ -37,6 +37,9 @@ class FeatureMapping(LabelMapping):
 
     kind, takes = "feature", "features"
 
+    def forward(self, outputs):
+        return outputs[:, : self.num_target]
+
 
 class TwoViews(VisualPrompt):
     """The image as it is, and black."""

@@ -201,6 +201,9 @@ def test_a_prompt_of_any_class_is_drawn_as_it_says():
     class Tint(VisualPrompt):
         kind = "tint"
 
+        def forward(self, images):
+            return images.where(self.learned().mask.logical_not(), 0.75)
+
         def learned(self):
             pixels, mask = torch.full((3, 6, 6), 0.75), torch.zeros(6, 6, dtype=torch.bool)
             mask[:2] = True
