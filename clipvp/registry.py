@@ -197,6 +197,8 @@ MAPPINGS = Registry(
         "linear": Entry("clipvp.mappings.linear", "LinearMapping", "LinearConfig"),
         "logistic": Entry("clipvp.mappings.logistic", "LogisticMapping", "LogisticConfig"),
         "prototypes": Entry("clipvp.mappings.prototypes", "PrototypesMapping", "PrototypesConfig"),
+        "lp_plus_plus": Entry("clipvp.mappings.lp_plus_plus", "LpPlusPlusMapping", "LpPlusPlusConfig"),
+        "tip_adapter": Entry("clipvp.mappings.tip_adapter", "TipAdapterMapping", "TipAdapterConfig"),
         "folded": Entry("clipvp.mappings.folded", "FoldedMapping"),
         "text_mixing": Entry("clipvp.mappings.text_mixing", "TextMixingMapping", "TextMixingConfig"),
     },

@@ -74,6 +74,9 @@ class LabelMapping(nn.Module, ABC):
     def forward(self, outputs: Tensor) -> Tensor:
         """Return target logits (B, T) of source logits (B, S), or of features (B, D)."""
 
+    def begin(self, num_images: int) -> None:
+        """Prepare for training on so many images, before the optimiser is made; it may make new parameters."""
+
     def due(self, epoch: int) -> bool:
         """Return whether the mapping is to be fitted before the steps of ``epoch`` (0, 1, ...)."""
         return False

@@ -52,6 +52,7 @@ class Trainer:
         self.classifier, self.data, self.config = classifier, data, config
         self.accelerator, self.progress = accelerator, progress
         self.steps = -(-len(data["train"]) // config.train.batch_size)
+        classifier.mapping.begin(len(data["train"]))
         groups = classifier.parameter_groups()
         self.parameters = [parameter for own in groups.values() for parameter in own]
         self.optimizer = (

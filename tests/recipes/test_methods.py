@@ -16,6 +16,7 @@ METHODS = Path(__file__).parents[2] / "recipes" / "configs" / "methods"
 sys.path.insert(0, str(METHODS.parents[1]))
 NAMES = ["tench", "goldfish", "sea snake"]
 OF_CLIP = {"ilm_within", "vp_tp", "rvp", "zero_shot", "zero_shot_ensemble", "zs_lp", "task_res"}
+OF_CLIP |= {"tip_adapter", "tip_adapter_f", "lp_plus_plus"}
 ALL = sorted(path.stem for path in METHODS.glob("*.yaml"))
 TEXTS = {"mapping": {"templates": ["a photo of a {}.", "{}", "the {}."]}}
 

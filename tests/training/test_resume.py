@@ -60,6 +60,27 @@ def test_stopped_and_resumed_is_never_stopped(method, config, tiny_task, tmp_pat
         assert left_by(output) == whole
 
 
+def test_kept_features_that_train_are_resumed(config, tiny_task, tiny_model, tmp_path, monkeypatch):
+    def run(output, **more):
+        given = config(
+            prompt={"kind": "none"},
+            mapping={"kind": "tip_adapter", "train": True, "templates": "{}"},
+            output=str(output),
+            **more,
+        )
+        given.source.name, given.source.canvas = tiny_model("open_clip_vit"), None
+        return given
+
+    trained(run(tmp_path / "whole"), tiny_task)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 6)
+        with pytest.raises(Interrupted):
+            trained(run(tmp_path / "stopped"), tiny_task)
+    classifier, _ = trained(run(tmp_path / "stopped", resume="auto"), tiny_task)
+    assert left_by(tmp_path / "stopped") == left_by(tmp_path / "whole")
+    assert classifier.mapping.keys.shape == (60, classifier.source.num_features)
+
+
 def test_stopped_at_every_step_of_one_run(config, tiny_task, tmp_path, monkeypatch):
     trained(config(output=str(tmp_path / "whole")), tiny_task)
     for _ in range(STEPS):
