@@ -315,6 +315,8 @@ class TrainConfig(_Choice):
             stays the same up to rounding. With a frozen source, equal processes times parts give the same bits.
         augment: Random changes of the training images, drawn again each epoch: none, flip, crop_flip (a random part,
             resized, and flip) or trivial (TrivialAugment). Counting passes and scores use the images unchanged.
+        feature_views: Augmented views of each training image whose features are computed once and then used in turn, an
+            epoch each, where nothing but the mapping trains; when empty, augmented images are encoded anew each epoch.
         gradient: A registered gradient rule: backpropagation or a plug-in's.
         protocol: val (a validation split selects) or paper (train on all, report the last epoch).
         eval_every: Epochs between two validations.
@@ -332,6 +334,7 @@ class TrainConfig(_Choice):
     batch_size: int = 128
     gradient_accumulation_steps: int = 1
     augment: str = "none"
+    feature_views: int | None = None
     gradient: str = "backpropagation"
     protocol: str = "val"
     eval_every: int = 1
@@ -353,6 +356,7 @@ class TrainConfig(_Choice):
             "epochs",
             "batch_size",
             "gradient_accumulation_steps",
+            "feature_views",
             "eval_every",
             "patience",
             "save_every",
@@ -360,6 +364,11 @@ class TrainConfig(_Choice):
             "keep",
         ):
             check_positive(f"train.{name}", getattr(self, name))
+        if self.feature_views and self.augment == "none":
+            raise UserError(
+                f"train.feature_views: {self.feature_views} needs train.augment: flip, crop_flip or trivial; "
+                "with none, all views are the same"
+            )
         if self.test_every_epoch and self.protocol != "paper":
             raise UserError(
                 "train.test_every_epoch needs train.protocol: paper; selection never sees the test set"

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from .augment.basic import epoch_augmentation
 from .sets import ImageTensors
 
 # Images stay on the accelerator when they take at most this share of its free memory.
@@ -48,7 +49,7 @@ class Batches:
 
         Args:
             indices: (B,), on the CPU.
-            augment: What changes the images, see ``augment.epoch_augmentation``.
+            augment: What changes the images, from ``augmentation``.
         """
         places = indices if self.rows is None else self.rows[indices]
         images = self.images[places.to(self.images.device)]
@@ -61,6 +62,10 @@ class Batches:
         if augment is not None and len(indices):
             images = augment(images, indices)
         return images.to(torch.float32).div_(255), labels
+
+    def augmentation(self, name: str, seed: int, epoch: int) -> Any:
+        """Return what ``take`` needs to augment the images of an epoch, see ``augment.epoch_augmentation``."""
+        return epoch_augmentation(name, len(self), seed, epoch)
 
     def outputs(self, classifier: Any, taken: Tensor) -> Tensor:
         """Return what a classifier's source gives of the images that ``take`` returned."""
@@ -92,10 +97,10 @@ class Batches:
         """Return how many images this process has in a pass over all images."""
         return sum(map(len, self.local_indices(batch_size)))
 
-    def local_batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def local_batches(self, batch_size: int, augment: Any = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield this process's batches in a pass over all images, in order."""
         for batch in self.local_indices(batch_size):
-            yield self.take(batch)
+            yield self.take(batch, augment)
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:

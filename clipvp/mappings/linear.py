@@ -11,9 +11,11 @@ from torch.nn import functional as F
 from ..config.schema import MappingConfig
 from ..registry import UserError, check_choice
 from .base import LabelMapping, Links
-from .feature_statistics import FeatureSums
+from .feature_statistics import FeatureRows, FeatureSums
+from .logistic import linear_probe
 
-STARTS = ("zeros", "identity", "text", "means")
+STARTS = ("zeros", "identity", "text", "means", "probe")
+_FITTED = ("means", "probe")
 
 
 @dataclass
@@ -22,8 +24,9 @@ class LinearConfig(MappingConfig):
 
     Args:
         takes: What it is put on, features or logits.
-        start: zeros; means (the class whose mean is nearest); for CLIP also text (the mean text of each class, on
-            features) and identity (the first template, on logits). Weight decay pulls to the start.
+        start: zeros; means (the class whose mean is nearest); probe (the linear probe, as ``logistic`` solves it); for
+            CLIP also text (the mean text of each class, on features) and identity (the first template, on logits).
+            Weight decay pulls to the start.
         standardise: Scale each input to mean 0 and deviation 1 over the training images, before training.
         bias: Whether it has a bias.
         train: Whether it trains; else it stays at its start.
@@ -60,7 +63,7 @@ class LinearMapping(LabelMapping):
         num_source: S or D, as ``takes`` says.
         num_target: T.
         takes: logits or features.
-        start: zeros, identity, text or means.
+        start: zeros, identity, text, means or probe.
         standardise: Scale each input to mean 0 and deviation 1.
         bias: Whether there is a bias that trains.
         train: Whether anything trains.
@@ -125,23 +128,39 @@ class LinearMapping(LabelMapping):
             outputs = (outputs - self.mean) / self.deviation
         weight = self.weight if self.start == "zeros" else self.start_weight + self.weight
         logits = outputs @ weight
-        if self.start == "means":
+        if self.start in _FITTED:
             logits = logits + self.start_bias
         return logits if self.bias is None else logits + self.bias
 
     def due(self, epoch: int) -> bool:
-        return epoch == 0 and (self.standardise or self.start == "means")
+        return epoch == 0 and (self.standardise or self.start in _FITTED)
 
-    def statistic(self) -> FeatureSums | None:
+    def statistic(self) -> FeatureSums | FeatureRows | None:
+        if self.start == "probe":
+            return FeatureRows(self.num_source)
         return FeatureSums(self.num_source, self.num_target) if self.due(0) else None
 
-    def fit(self, statistic: FeatureSums) -> None:
-        means = statistic.class_means()
+    @torch.no_grad()
+    def fit(self, statistic: FeatureSums | FeatureRows) -> None:
+        sums = statistic
+        if isinstance(statistic, FeatureRows):
+            features, targets = statistic.rows()
+            sums = FeatureSums(self.num_source, self.num_target)
+            sums.add(features, targets)
+        means = sums.class_means()
         if self.standardise:
-            mean, deviation = statistic.moments()
+            mean, deviation = sums.moments()
             self.mean.copy_(mean)
             self.deviation.copy_(deviation)
             means = (means - mean) / deviation
+        if self.start == "probe":
+            device = self.weight.device
+            weight, bias, _ = linear_probe(features.to(device), targets.to(device), self.num_target)
+            if self.standardise:
+                bias = bias + self.mean.double() @ weight
+                weight = weight * self.deviation.double()[:, None]
+            self.start_weight.copy_(weight)
+            self.start_bias.copy_(bias)
         if self.start == "means":  # of the squared distances, |x|^2 is the same for all classes
             self.start_weight.copy_(means.T)
             self.start_bias.copy_(-(means**2).sum(1) / 2)

@@ -80,22 +80,41 @@ class LogisticMapping(LabelMapping):
         return FeatureRows(self.num_source)
 
     def fit(self, statistic: FeatureRows) -> None:
-        features, targets = statistic.rows()
-        features = features.to(self.weight.device).double()
-        targets = targets.to(self.weight.device)
-        mean = features.mean(0)
-        deviation = features.std(0, correction=0)
-        deviation = torch.where(deviation > 1e-6, deviation, 1)
-        # Fewer images than features: the optimum lies in what the images span.
-        scaled = (features - mean) / deviation
-        basis = torch.linalg.qr(scaled.T).Q if len(scaled) < self.num_source else None
-        inputs = scaled if basis is None else scaled @ basis
-        strength = choose_strength(inputs, targets, self.num_target, self.strengths, self.folds)
-        weight, bias = solve(inputs, targets, self.num_target, strength)
-        weight = (weight if basis is None else basis @ weight) / deviation[:, None]
+        rows = (values.to(self.weight.device) for values in statistic.rows())
+        weight, bias, strength = linear_probe(*rows, self.num_target, self.strengths, self.folds)
         self.weight.copy_(weight)
-        self.bias.copy_(bias - mean @ weight)
+        self.bias.copy_(bias)
         self.strength.fill_(strength)
+
+
+def linear_probe(
+    features: Tensor,
+    targets: Tensor,
+    num_classes: int,
+    strengths: Sequence[float] = STRENGTHS,
+    folds: int = 4,
+) -> tuple[Tensor, Tensor, float]:
+    """Return weight (D, T) and bias (T,), float64, of logistic regression on features, and the strength chosen.
+
+    Args:
+        features: (n, D), by class.
+        targets: int64 (n,).
+        num_classes: T.
+        strengths: From the smallest to the largest.
+        folds: Of the cross-validation that chooses among them.
+    """
+    features = features.double()
+    mean = features.mean(0)
+    deviation = features.std(0, correction=0)
+    deviation = torch.where(deviation > 1e-6, deviation, 1)
+    # Fewer images than features: the optimum lies in what the images span.
+    scaled = (features - mean) / deviation
+    basis = torch.linalg.qr(scaled.T).Q if len(scaled) < scaled.shape[1] else None
+    inputs = scaled if basis is None else scaled @ basis
+    strength = choose_strength(inputs, targets, num_classes, strengths, folds)
+    weight, bias = solve(inputs, targets, num_classes, strength)
+    weight = (weight if basis is None else basis @ weight) / deviation[:, None]
+    return weight, bias - mean @ weight, strength
 
 
 def choose_strength(

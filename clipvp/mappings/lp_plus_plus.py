@@ -91,7 +91,7 @@ class LpPlusPlusMapping(LabelMapping):
         own = (one_hot * scores).sum(0) / count[:, 0]
         alpha = (START * own[seen].mean()).expand(self.num_target).clone()
         vector_step = 4 * len(features) / torch.linalg.matrix_norm(features, 2) ** 2
-        alpha_step = len(features) / (4 * scores.square().sum(0).max())
+        alpha_step = len(features) / (4 * scores.square().sum(0).max()).clamp(min=1e-12)
         change = torch.zeros_like(vectors)
         for iteration in range(self.iterations):
             errors = ((features @ vectors.T + alpha * scores).softmax(1) - one_hot) / len(features)

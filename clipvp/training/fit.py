@@ -81,15 +81,21 @@ def fit(
         if config.train.patience and (task.val is None or config.train.protocol != "val"):
             raise UserError("train.patience needs validation images; this run has none")
         check_trackers(config.train.report_to)
+        fixed = fixed_outputs(classifier, config.train)
         run.claim(resume=config.resume == "auto", overwrite=config.overwrite)
     try:
-        return _fit(classifier, task, config, accelerator, run)
+        return _fit(classifier, task, config, accelerator, run, fixed)
     finally:
         run.release()
 
 
 def _fit(
-    classifier: PromptedClassifier, task: Task, config: RunConfig, accelerator: Accelerator, run: RunFolder
+    classifier: PromptedClassifier,
+    task: Task,
+    config: RunConfig,
+    accelerator: Accelerator,
+    run: RunFolder,
+    fixed: bool,
 ) -> FitResult:
     clock, progress = Clock(), Progress(config.train.progress and accelerator.is_main_process)
     classifier.to(accelerator.device)
@@ -102,7 +108,8 @@ def _fit(
             lambda: [task.tensors(split, classifier.resize, progress=progress.shown) for split in splits],
         )
         data = {split: Batches(images, accelerator) for split, images in zip(splits, tensors, strict=True)}
-    if fixed_outputs(classifier, config.train.augment):
+    if fixed:
+        views = [(config.train.augment, config.seed, view) for view in range(config.train.feature_views or 0)]
         with clock("features"):
             for split, batches in data.items():
                 data[split] = with_outputs(
@@ -113,6 +120,7 @@ def _fit(
                     progress,
                     cache_dir=task.cache_dir,
                     phase=f"features of {split}",
+                    views=views if split == "train" else [],
                 )
     trainer = Trainer(classifier, data, config, accelerator, progress)
     checkpoints = Checkpoints(run.path / CHECKPOINTS, config.train.keep)

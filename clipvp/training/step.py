@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config.schema import RunConfig
-from ..data.augment.basic import epoch_augmentation
 from ..data.batches import Batches, epoch_order
 from ..mappings.statistic import Statistic, sum_over_processes
 from ..model import PromptedClassifier
@@ -103,7 +102,7 @@ class Trainer:
         batches = epoch_order(len(train), config.seed, state.epoch).split(config.train.batch_size)
         shares = [train.share(batch, config.train.gradient_accumulation_steps) for batch in batches]
         sizes = [sum(map(len, parts)) for parts in shares]
-        augment = epoch_augmentation(config.train.augment, len(train), config.seed, state.epoch)
+        augment = train.augmentation(config.train.augment, config.seed, state.epoch)
         seen = sum(sizes[: state.step])
         self.classifier.train()
         with self.progress.bar(sum(sizes), phase, done=seen) as bar:
@@ -127,9 +126,7 @@ class Trainer:
         own = {f"lr.{name}": rates[name] for name in self.config.optim.groups if name in rates}
         return {"lr": lr_at(self.config.optim, step, self.steps, self.config.train.epochs), **own}
 
-    def _gradient(
-        self, part: Tensor, augment: Callable[[Tensor, Tensor], Tensor], global_batch: int, loss_place: Tensor
-    ) -> list[Tensor]:
+    def _gradient(self, part: Tensor, augment: Any, global_batch: int, loss_place: Tensor) -> list[Tensor]:
         """Return what one part of a step adds to the gradient of each parameter; note its loss, hits and statistic."""
         if not len(part):  # a last batch may have fewer images than there are processes and parts
             return [torch.zeros_like(parameter) for parameter in self.parameters]

@@ -290,6 +290,17 @@ def test_the_linear_probe_is_scikit_learns_logistic_regression(strength, clouds)
     assert float(mapping.strength) == pytest.approx(strength)
 
 
+@pytest.mark.parametrize("standardise", [False, True])
+def test_a_linear_head_may_start_at_the_linear_probe(standardise, clouds):
+    features, tests, targets = clouds
+    probe, head = LogisticMapping(40, 4), LinearMapping(40, 4, start="probe", standardise=standardise)
+    for mapping in (probe, head):
+        statistic = mapping.statistic()
+        statistic.add(features, targets)
+        mapping.fit(statistic)
+    torch.testing.assert_close(head(tests), probe(tests), atol=1e-4, rtol=1e-4)
+
+
 def test_fewer_images_than_features_are_solved_in_what_they_span(clouds):
     features, tests, targets = clouds
     few, classes = features[:20], targets[:20]

@@ -22,10 +22,12 @@ from clipvp.mappings.base import LabelMapping, Links
 from clipvp.mappings.folded import FoldedMapping
 from clipvp.mappings.frequency import FrequencyMapping
 from clipvp.mappings.identity import IdentityMapping
+from clipvp.mappings.lp_plus_plus import LpPlusPlusMapping
 from clipvp.mappings.prototypes import PrototypesMapping
 from clipvp.mappings.random import RandomMapping
 from clipvp.mappings.statistic import Counts, gather
 from clipvp.mappings.text_mixing import TextMixingMapping
+from clipvp.mappings.tip_adapter import TipAdapterMapping
 from clipvp.mappings.top_k_mean import TopKMeanMapping
 from clipvp.progress import Progress
 from clipvp.registry import MAPPINGS, UserError
@@ -312,6 +314,8 @@ def fitted(kind: str, seed: int = 5) -> LabelMapping:
         "folded": lambda: FoldedMapping.of(RandomMapping(8, 3, seed), torch.ones(8, 6), torch.ones(8), True),
         "prototypes": lambda: PrototypesMapping(6, 3, "means"),
         "text_mixing": lambda: TextMixingMapping(8, 3),
+        "tip_adapter": lambda: TipAdapterMapping(6, 3),
+        "lp_plus_plus": lambda: LpPlusPlusMapping(6, 3),
         "top_k_mean": lambda: TopKMeanMapping(8, 3, top_k=2),
     }
     config = MappingConfig(kind=kind)
@@ -322,7 +326,7 @@ def fitted(kind: str, seed: int = 5) -> LabelMapping:
     return mapping
 
 
-NOT_OF_LOGITS = {"linear", "logistic", "prototypes", "folded"}
+NOT_OF_LOGITS = {"linear", "logistic", "prototypes", "folded", "tip_adapter", "lp_plus_plus"}
 
 
 @pytest.mark.parametrize("kind", MAPPINGS.names())

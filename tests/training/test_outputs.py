@@ -9,10 +9,11 @@ from accelerate import Accelerator
 from conftest import trained, untimed, write_image_folder
 
 from clipvp import build_classifier, fit, load_task
-from clipvp.config.schema import DataConfig
+from clipvp.config.schema import DataConfig, TrainConfig
 from clipvp.data.batches import Batches
 from clipvp.files import list_features
 from clipvp.progress import Progress
+from clipvp.registry import UserError
 from clipvp.training import fit as fit_module
 from clipvp.training.outputs import OutputBatches, fixed_outputs, with_outputs
 
@@ -105,9 +106,43 @@ def test_damaged_outputs_are_computed_again(config, folder_task, tmp_path):
 )
 def test_what_trains_or_augments_is_not_fixed(prompt, augment, fixed, config, tiny_task):
     classifier = build_classifier(config(prompt={"kind": prompt}), tiny_task)
-    assert fixed_outputs(classifier, augment) == fixed
+    given = TrainConfig(augment=augment)
+    assert fixed_outputs(classifier, given) == fixed
     classifier.source.network.requires_grad_(True)
-    assert not fixed_outputs(classifier, augment)
+    assert not fixed_outputs(classifier, given)
+
+
+def test_epochs_take_one_augmented_view_after_the_other(config, folder_task, tmp_path, monkeypatch):
+    """With as many views as epochs, a run on views is a run that augments and encodes anew."""
+    settings = {"prompt": PLAIN, "mapping": {"kind": "linear", "start": "means"}}
+    train = {"epochs": 3, "augment": "crop_flip"}
+    run = config(**settings, train=train | {"feature_views": 3}, output=str(tmp_path / "views"))
+    task = folder_task()
+    classifier, result = trained(run, task)
+    other, expected = trained(config(**settings, train=train, output=str(tmp_path / "anew")), folder_task())
+    assert "features" in result.results["seconds"] and "features" not in expected.results["seconds"]
+    for one, two in zip(result.history, expected.history, strict=True):
+        assert one["train_loss"] == pytest.approx(two["train_loss"], rel=1e-3)
+    for name, value in classifier.trained_state().items():
+        torch.testing.assert_close(value, other.trained_state()[name], rtol=1e-3, atol=1e-4)
+    plain, _ = trained(config(**settings, train={"epochs": 3}, output=str(tmp_path / "plain")), folder_task())
+    assert not torch.allclose(plain.mapping.weight, classifier.mapping.weight, rtol=1e-3, atol=1e-4)
+
+    def encode(self, pixels):
+        raise AssertionError("an image was encoded")
+
+    monkeypatch.setattr(type(classifier.source), "encode", encode)
+    again = config(**settings, train=train | {"feature_views": 2}, output=str(tmp_path / "again"))
+    trained(again, folder_task())  # the first two views, from the disk
+
+
+def test_views_need_features_that_stay_the_same(config, tiny_task, tmp_path):
+    run = config(train={"augment": "flip", "feature_views": 2})
+    with pytest.raises(UserError, match="feature_views: 2 needs .* the padding prompt trains") as error:
+        trained(run, tiny_task)
+    assert "\n" not in str(error.value) and not Path(run.output).exists()
+    with pytest.raises(UserError, match="feature_views: 2 needs train.augment"):
+        TrainConfig(feature_views=2)
 
 
 def test_a_network_without_features_keeps_its_logits(config, tiny_task, monkeypatch):
