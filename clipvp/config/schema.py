@@ -321,6 +321,8 @@ class TrainConfig(_Choice):
         protocol: val (a validation split selects) or paper (train on all, report the last epoch).
         eval_every: Epochs between two validations.
         patience: Epochs without a better validation after which training stops; it never stops early when empty.
+        average: Epochs at the end over which what trains is averaged; the average has scores and a saved prompt of its
+            own, in prompt_average. None is made when empty.
         test_every_epoch: With protocol paper, also score the test set each epoch and report the best epoch under a name
             that says so.
         save_every: Epochs between two checkpoints.
@@ -339,6 +341,7 @@ class TrainConfig(_Choice):
     protocol: str = "val"
     eval_every: int = 1
     patience: int | None = None
+    average: int | None = None
     test_every_epoch: bool = False
     save_every: int = 1
     save_minutes: float | None = None
@@ -359,6 +362,7 @@ class TrainConfig(_Choice):
             "feature_views",
             "eval_every",
             "patience",
+            "average",
             "save_every",
             "save_minutes",
             "keep",
@@ -369,6 +373,9 @@ class TrainConfig(_Choice):
                 f"train.feature_views: {self.feature_views} needs train.augment: flip, crop_flip or trivial; "
                 "with none, all views are the same"
             )
+        if self.average and (self.patience or self.average > self.epochs):
+            reason = "train.patience" if self.patience else f"train.epochs: {self.epochs}"
+            raise UserError(f"train.average: {self.average} does not go with {reason}")
         if self.test_every_epoch and self.protocol != "paper":
             raise UserError(
                 "train.test_every_epoch needs train.protocol: paper; selection never sees the test set"

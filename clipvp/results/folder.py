@@ -17,8 +17,8 @@ from . import lock
 
 CONFIG, METRICS, RESULTS = "config.yaml", "metrics.jsonl", "results.json"
 CHECKPOINTS, PROMPT, PLOTS, LOGS = "checkpoints", "prompt", "plots", "logs"
-PAGE = "report.html"
-_ALL = (CONFIG, METRICS, RESULTS, CHECKPOINTS, PROMPT, PLOTS, LOGS, PAGE)
+PROMPT_AVERAGE, PAGE = "prompt_average", "report.html"
+_ALL = (CONFIG, METRICS, RESULTS, CHECKPOINTS, PROMPT, PROMPT_AVERAGE, PLOTS, LOGS, PAGE)
 
 
 class RunFolder:
@@ -69,7 +69,7 @@ class RunFolder:
     def tidy(self) -> None:
         """Remove files that a killed process did not finish writing."""
         if self.writes and self.holds_run():
-            for name in ("", CHECKPOINTS, PROMPT):
+            for name in ("", CHECKPOINTS, PROMPT, PROMPT_AVERAGE):
                 remove_asides(self.path / name)
 
     def start(self, config: RunConfig, overwrite: bool) -> None:

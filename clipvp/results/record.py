@@ -121,6 +121,7 @@ def build_results(
         "metrics": {
             "test.last": test["last"].to_dict(),
             "test.best_val": test["best_val"].to_dict() if "best_val" in test else dict(_EMPTY),
+            **({"test.average": test["average"].to_dict()} if "average" in test else {}),
             "val.best": {key: best[key] for key in _EMPTY} if best else dict(_EMPTY),
         },
         "best_epoch": best["epoch"] if best else None,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 SCORES = {
     "test.best_val": "test, best on validation",
     "test.last": "test, last epoch",
+    "test.average": "test, average of the last epochs",
     "val.best": "validation, best epoch",
     "test.best_on_test": "test, best on test (selected on test)",
 }
@@ -24,6 +25,7 @@ SCORE_COLUMNS = {"acc1": "top-1", "acc5": "top-5", "mean_per_class_recall": "per
 SAVED_PROMPTS = {
     "best_val": "the prompt with the best validation accuracy",
     "last": "the prompt of the last epoch",
+    "average": "the average of the last epochs",
 }
 # Columns of the mapping table by their key in results.json. The counts are those of the mapping's last fit, which comes
 # before the steps of its epoch, so they do not describe the saved prompt.

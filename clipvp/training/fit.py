@@ -24,14 +24,14 @@ from ..data.task import Task
 from ..model import PromptedClassifier
 from ..progress import Clock, Progress
 from ..registry import UserError
-from ..results.folder import CHECKPOINTS, PROMPT, RESULTS, RunFolder
+from ..results.folder import CHECKPOINTS, PROMPT, PROMPT_AVERAGE, RESULTS, RunFolder
 from ..results.record import VISUAL_PROMPT, build_results, epoch_line, saved_results
 from ..scoring.scores import EvalResult
 from .checkpoint import Checkpoints
 from .interrupt import Interrupted, StopRequest
 from .outputs import fixed_outputs, with_outputs
 from .processes import fail_together, main_first
-from .step import Trainer
+from .step import Trainer, copied
 from .tracking import Tracking, check_trackers
 
 # Steps between two checks of clock and signals; with several processes each check is a small exchange.
@@ -215,6 +215,12 @@ def _fit(
     state = trainer.state
     with clock("testing"):
         test = {"last": trainer.score("test", "testing the last prompt")}
+        average = trainer.average_state() if config.train.average else None
+        if average is not None:
+            last = copied(classifier.trained_state())
+            classifier.load_trained_state(average)
+            test["average"] = trainer.score("test", "testing the average")
+            classifier.load_trained_state(last)
         if state.best is not None:
             classifier.load_trained_state(trainer.best_state)
             same = state.best["epoch"] == state.epoch
@@ -223,15 +229,34 @@ def _fit(
     results = build_results(config, classifier, task, data, state.best, test, clock, accelerator, method)
     if state.best_on_test is not None:
         results["metrics"]["test.best_on_test"] = state.best_on_test
-    if classifier.source_is_frozen:
-        classifier.results = saved_results(results)
     with fail_together(accelerator):
-        if run.writes and classifier.source_is_frozen:
-            classifier.save_pretrained(run.path / PROMPT)
+        if classifier.source_is_frozen:
+            _save_prompts(classifier, run, results, average, test)
         run.write_results(results)
     tracking.end(classifier, test[results["saved_prompt"] or "last"], results["metrics"], state.epoch)
     accelerator.wait_for_everyone()
     return FitResult(results, state.history, test, run.path)
+
+
+def _save_prompts(
+    classifier: PromptedClassifier,
+    run: RunFolder,
+    results: dict[str, Any],
+    average: dict[str, Tensor] | None,
+    test: dict[str, EvalResult],
+) -> None:
+    """Write the prompt as it is, and the average if there is one."""
+    if average is not None and run.writes:
+        kept = copied(classifier.trained_state())
+        classifier.load_trained_state(average)
+        accuracies = test["average"].per_class()
+        table = [row | {"acc1": acc1} for row, acc1 in zip(results["mapping_table"], accuracies, strict=True)]
+        classifier.results = saved_results(results | {"saved_prompt": "average", "mapping_table": table})
+        classifier.save_pretrained(run.path / PROMPT_AVERAGE)
+        classifier.load_trained_state(kept)
+    classifier.results = saved_results(results)
+    if run.writes:
+        classifier.save_pretrained(run.path / PROMPT)
 
 
 def _check_launch(accelerator: Accelerator) -> None:

@@ -8,7 +8,7 @@ gradient accumulation steps, round alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -62,6 +62,7 @@ class Trainer:
         self.running = self._empty_running()
         self.state = State()
         self.best_state: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}  # of what trains, over the last epochs, float64 on the CPU
         self._begin_epoch()
 
     def _begin_epoch(self) -> None:
@@ -191,7 +192,11 @@ class Trainer:
 
     def end_epoch(self) -> None:
         """Close the current epoch: its row joins the history."""
-        state = self.state
+        state, config = self.state, self.config.train
+        if config.average and state.epoch >= config.epochs - config.average:
+            for name, value in self._trained():
+                value = value.detach().cpu().double()
+                self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
         state.history.append(state.row)
         state.epoch, state.step, state.row = state.epoch + 1, 0, {}
         self._begin_epoch()
@@ -200,7 +205,16 @@ class Trainer:
         """Keep a copy of what trains, if it validates better than ever before."""
         if self.state.best is None or result.acc1 > self.state.best["acc1"]:
             self.state.best = {"epoch": self.state.epoch + 1, **result.to_dict()}
-            self.best_state = {k: v.detach().clone() for k, v in self.classifier.trained_state().items()}
+            self.best_state = copied(self.classifier.trained_state())
+
+    def _trained(self) -> Iterator[tuple[str, Tensor]]:
+        named = self.classifier.named_parameters()
+        return ((name, parameter) for name, parameter in named if parameter.requires_grad)
+
+    def average_state(self) -> dict[str, Tensor]:
+        """Return the last state with what trains averaged over the last epochs, see ``train.average``."""
+        means = {name: (total / self.config.train.average).float() for name, total in self.sums.items()}
+        return copied(self.classifier.trained_state()) | means
 
     # What decides the future, as tensors by name. Sums of which each process holds a part are summed, so that a run
     # can go on with another number of processes.
@@ -209,6 +223,7 @@ class Trainer:
         """Return what a checkpoint holds beside ``state``; every process must call it."""
         own = {f"trained.{name}": value for name, value in self.classifier.trained_state().items()}
         own |= {f"best.{name}": value for name, value in self.best_state.items()}
+        own |= {f"average.{name}": value for name, value in self.sums.items()}
         if self.optimizer is not None:
             for index, slots in self.optimizer.optimizer.state_dict()["state"].items():
                 own |= {f"optim.{index}.{slot}": value for slot, value in slots.items() if value is not None}
@@ -249,6 +264,12 @@ class Trainer:
             raise ValueError("the best prompt is not whole")
         for name, value in self.best_state.items():
             fit(name, value, own[name])
+        self.sums = part("average.")
+        epochs = self.config.train.epochs - (self.config.train.average or 0)
+        if bool(self.sums) != (self.state.epoch > epochs and bool(self.parameters)):
+            raise ValueError("the sums over the last epochs are not whole")
+        for name, value in self.sums.items():
+            fit(name, value, own[name])
         if self.optimizer is not None:
             slots: dict[int, dict[str, Tensor]] = {}
             for name, value in part("optim.").items():
@@ -271,6 +292,11 @@ class Trainer:
                 raise ValueError("it holds no running statistic of this mapping; start anew")
             if main:
                 self.running.add_tensors(gathered)
+
+
+def copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state that later training does not change."""
+    return {name: value.detach().clone() for name, value in state.items()}
 
 
 def _running_norms(network: nn.Module) -> list[Tensor]:
