@@ -93,8 +93,10 @@ class PromptedClassifier(nn.Module):
         outputs = self.source.encode(pixels) if self.source.outputs == "features" else self.source(pixels)
         return self.prompt.merge(outputs)
 
-    def source_logits(self, outputs: Tensor) -> Tensor:
-        """Return source logits (B, S) of what ``source_outputs`` gave."""
+    def source_logits(self, outputs: Tensor) -> Tensor | None:
+        """Return source logits (B, S) of what ``source_outputs`` gave; None of a source without texts."""
+        if not self.source.has_logits:
+            return None
         return self.source.score(outputs) if self.source.outputs == "features" else outputs
 
     def forward(self, images: Tensor) -> Tensor:
@@ -123,6 +125,18 @@ class PromptedClassifier(nn.Module):
         )
         folded.results, folded.folder = self.results, self.folder
         return folded.train(self.training)
+
+    def _without_texts(self) -> PromptedClassifier:
+        """Return ``fold()`` with a source that has no texts, where it is a CLIP."""
+        folded = self.fold()
+        if folded.mapping.takes == "logits":
+            raise UserError(f"the {self.mapping.kind} mapping of {self.source.name!r} cannot be folded")
+        source = folded.source.without_texts() if self.source.labels.is_text else folded.source
+        classifier = PromptedClassifier(
+            self.prompt, source, folded.mapping, self.class_names, self.share_border, self.reading
+        )
+        classifier.results, classifier.folder = self.results, self.folder
+        return classifier
 
     def _kept_fold(self) -> PromptedClassifier:
         """Return ``fold()``, made anew where the mapping has changed."""
@@ -229,12 +243,19 @@ class PromptedClassifier(nn.Module):
         ]
 
     def save_pretrained(
-        self, folder: str | Path, *, push_to_hub: bool = False, repo_id: str | None = None, **options: Any
+        self,
+        folder: str | Path,
+        *,
+        folded: bool = False,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **options: Any,
     ) -> str | None:
         """Write prompt and mapping, without the source, as ``config.json`` and ``model.safetensors``, and a model card.
 
         Args:
             folder: Made where it is missing.
+            folded: Write ``fold()``. A CLIP is then loaded without its text tower and encodes no text.
             push_to_hub: Push to the hub too.
             repo_id: ``ORG/NAME``, for ``push_to_hub``; the folder's name when empty.
             options: What ``push_to_hub`` takes.
@@ -243,10 +264,11 @@ class PromptedClassifier(nn.Module):
             The address of the commit where it was pushed, else None.
 
         Raises:
-            UserError: The source's own weights train, or ``folder`` is a file.
+            UserError: The source's own weights train, ``folder`` is a file, or the mapping cannot be folded.
         """
-        save_prompt(self, Path(folder).expanduser())
-        return self.push_to_hub(repo_id or Path(folder).name, **options) if push_to_hub else None
+        classifier = self._without_texts() if folded else self
+        save_prompt(classifier, Path(folder).expanduser())
+        return classifier.push_to_hub(repo_id or Path(folder).name, **options) if push_to_hub else None
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Write the prompt to a repository of the hub, made where it is missing, in one commit.

@@ -35,6 +35,7 @@ _SOURCE_KEYS = {
     "outputs": str,
     "options": dict,
     "labels": dict,
+    "text_tower": bool,
 }
 
 
@@ -129,6 +130,8 @@ def _upgraded(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         source = {key: value for key, value in source.items() if key not in texts}
         config = {**config, "source": {**source, "outputs": "logits", "options": {}, "labels": labels}}
         config = {"plugins": [], "tensors": {}, **config}
+    if isinstance(config.get("source"), dict):
+        config = {**config, "source": {"text_tower": True, **config["source"]}}
     for values, kinds, where in ((config, _KEYS, ""), (config.get("source"), _SOURCE_KEYS, "source.")):
         for key, kind in kinds.items():
             if key not in values or not isinstance(values[key], kind):

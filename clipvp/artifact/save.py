@@ -67,6 +67,7 @@ def artifact_config(classifier: PromptedClassifier, public: bool = False) -> dic
             "outputs": source.outputs,
             "options": source.options,
             "labels": source.labels.to_dict(),
+            "text_tower": source.has_logits,
             **dict(zip(("repository", "license"), origin(source.name), strict=True)),
         },
         "class_names": classifier.class_names,
@@ -257,6 +258,7 @@ def _load_source(
             device=device,
             revision=None if source else wanted["revision"],
             local_files_only=local_files_only,
+            text_tower=wanted["text_tower"],
             **wanted["options"],
         )
     except UserError as error:

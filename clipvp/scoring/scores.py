@@ -67,9 +67,10 @@ class Scores:
         self.confusion = torch.zeros(num_target, num_target, dtype=torch.int64, device=device)
         self.in_five = torch.zeros((), dtype=torch.int64, device=device)
 
-    def add(self, source_logits: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: source logits (B, S), target logits (B, T), classes (B,)."""
-        self.counts.add(source_logits, labels)
+    def add(self, source_logits: Tensor | None, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: source logits (B, S) where there are any, target logits (B, T), classes (B,)."""
+        if source_logits is not None:
+            self.counts.add(source_logits, labels)
         cells = logits.argmax(1) * logits.shape[1] + labels
         self.confusion.view(-1).index_add_(0, cells, torch.ones_like(cells))
         if logits.shape[1] > 5:

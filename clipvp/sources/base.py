@@ -106,9 +106,12 @@ class Source(nn.Module):
     Attributes:
         canvas: (H, W) in pixels.
         outputs: "logits" or "features": what a label mapping is given.
+        has_logits: False for a CLIP without its texts, which gives features alone.
         options: Further keywords that ``load_source`` was given, of a plug-in's scheme.
         mean, std: Buffers (3, 1, 1) of the normalisation.
     """
+
+    has_logits = True
 
     def __init__(
         self,
@@ -138,7 +141,7 @@ class Source(nn.Module):
         self.register_buffer(
             "std", torch.tensor(preprocessing.std, dtype=torch.float32).view(3, 1, 1), persistent=False
         )
-        self._fingerprint = fingerprint
+        self._fingerprint, self._network_fingerprint = fingerprint, None
         self.outputs = "logits"
         self.options: dict[str, Any] = {}
         self._norms = FrozenNorms()
@@ -147,7 +150,7 @@ class Source(nn.Module):
         self._ends_in_linear = True  # until ``check_forward`` has looked
         self._compiled: Callable[[Tensor], Tensor] | None = None
         if precision != "fp32":
-            _ = self.fingerprint  # of the weights as they were loaded
+            _ = self.network_fingerprint  # of the weights as they were loaded
             for module in network.modules():
                 if isinstance(module, (nn.Linear, nn.Conv2d)):
                     module.to(DTYPES[precision])
@@ -171,9 +174,14 @@ class Source(nn.Module):
     @property
     def fingerprint(self) -> str:
         """A hash of every weight, as loaded: two sources with the same one give the same logits."""
-        if self._fingerprint is None:
-            self._fingerprint = weights_fingerprint(self.network)
-        return self._fingerprint
+        return self._fingerprint or self.network_fingerprint
+
+    @property
+    def network_fingerprint(self) -> str:
+        """A hash of the network's own weights; for a CLIP they are those of the image tower."""
+        if self._network_fingerprint is None:
+            self._network_fingerprint = weights_fingerprint(self.network)
+        return self._network_fingerprint
 
     def train(self, mode: bool = True) -> Source:
         """Stay in evaluation mode, also when a parent module is set to training mode."""
@@ -312,7 +320,7 @@ def check_precision(precision: str, device: torch.device) -> str:
 
 
 def check_forward(source: Source) -> Source:
-    """Run one empty image through a source and check that it gives one logit for each label.
+    """Run one empty image through a source and check that it gives one logit for each label, where it gives logits.
 
     The source learns whether its logits are the output of its last linear layer: after two heads that are averaged, or
     a softmax, there are no features.
@@ -324,7 +332,8 @@ def check_forward(source: Source) -> Source:
     handle = head and head.register_forward_hook(lambda module, inputs, output: seen.append(output))
     try:
         with torch.no_grad():
-            logits = source(torch.zeros(1, 3, *source.canvas, device=source.mean.device, dtype=torch.float32))
+            empty = torch.zeros(1, 3, *source.canvas, device=source.mean.device, dtype=torch.float32)
+            logits = source(empty) if source.has_logits else source.encode(empty)
     except Exception as error:  # a network of any library may raise any type
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         height, width = source.canvas
@@ -334,6 +343,8 @@ def check_forward(source: Source) -> Source:
     finally:
         if handle is not None:
             handle.remove()
+    if not source.has_logits:
+        return source
     if logits.ndim != 2 or logits.shape[1] != len(source.labels):
         raise UserError(
             f"source {source.name!r} gives logits {tuple(logits.shape)} for {len(source.labels)} labels"

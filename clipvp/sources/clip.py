@@ -27,12 +27,13 @@ class ClipParts:
 
     Args:
         image_tower: Normalised pixels (B, 3, H, W) to image features (B, D).
-        encode_text: A list of n texts to text features (n, D).
+        encode_text: A list of n texts to text features (n, D); not used where the texts are left out.
         too_long: A list of texts to those that exceed the text tower's context.
         weights: The modules whose weights decide features and embeddings.
         scale: Factor of the cosine in the logits, exp(logit_scale).
         bias: Added to the logits (SigLIP), else 0.
         preprocessing: The model's own.
+        drop_text: Called when the text tower is needed no more, to free its memory.
     """
 
     image_tower: nn.Module
@@ -42,6 +43,7 @@ class ClipParts:
     scale: float
     bias: float
     preprocessing: Preprocessing
+    drop_text: Callable[[], None] = lambda: None
 
 
 class ClipSource(Source):
@@ -50,22 +52,40 @@ class ClipSource(Source):
     Args:
         parts: The model.
         labels: The label space of S texts.
-        text_features: (S, D), L2-normalised.
+        text_features: (S, D), L2-normalised; None for a source that gives features alone.
         options: As for ``Source``.
 
     Source: CLIP (arXiv 2103.00020), figure 3; SigLIP (arXiv 2303.15343) for the bias.
     """
 
-    def __init__(self, parts: ClipParts, labels: LabelSpace, text_features: Tensor, **options):
+    def __init__(self, parts: ClipParts, labels: LabelSpace, text_features: Tensor | None, **options):
         super().__init__(parts.image_tower, labels, parts.preprocessing, **options)
         self.scale, self.bias = parts.scale, parts.bias
         self.register_buffer("text_features", text_features, persistent=False)
+        self._width = 0 if text_features is None else text_features.shape[1]
+
+    @property
+    def has_logits(self) -> bool:
+        return self.text_features is not None
+
+    def without_texts(self) -> ClipSource:
+        """Return the same image tower as a source that gives features alone, as ``load_source(text_tower=False)``."""
+        source = copy.copy(self)
+        source._buffers = {**self._buffers, "text_features": None}
+        source._fingerprint, source.outputs = None, "features"
+        return source
 
     def encode(self, pixels: Tensor | SharedBorder) -> Tensor:
         """Return image features (B, D) float32, not normalised."""
-        return self.run_network(pixels)
+        features = self.run_network(pixels)
+        self._width = features.shape[1]
+        return features
 
     def score(self, features: Tensor) -> Tensor:
+        if not self.has_logits:
+            raise UserError(
+                f"source {self.name!r} was loaded without its text tower, so it gives features and no logits"
+            )
         return self.scale * F.normalize(features, dim=1) @ self.text_features.T + self.bias
 
     def forward(self, pixels: Tensor | SharedBorder) -> Tensor:
@@ -77,7 +97,7 @@ class ClipSource(Source):
 
     @property
     def num_features(self) -> int:
-        return self.text_features.shape[1]
+        return self._width
 
     def headless_network(self) -> nn.Module:
         return copy.deepcopy(self.network)
@@ -90,8 +110,9 @@ def clip_source(
     labels: LabelSpace,
     precision: str,
     revision: str | None,
+    text_tower: bool = True,
 ) -> ClipSource:
-    """Return the source of a model for a label space, its texts embedded.
+    """Return the source of a model for a label space, its texts embedded, or left out with ``text_tower`` False.
 
     Raises:
         UserError: A text is longer than the model's context.
@@ -106,9 +127,12 @@ def clip_source(
                 "shorten the class name or leave out the template"
             )
 
-    fingerprint = weights_fingerprint(*parts.weights)
-    key = {"model": name, "revision": revision, "weights": fingerprint, "precision": "fp32"}
-    embeddings = text_embeddings(parts.encode_text, labels.names, key, check)
+    embeddings = fingerprint = None
+    if text_tower:
+        fingerprint = weights_fingerprint(*parts.weights)
+        key = {"model": name, "revision": revision, "weights": fingerprint, "precision": "fp32"}
+        embeddings = text_embeddings(parts.encode_text, labels.names, key, check)
+    parts.drop_text()
     return ClipSource(
         parts, labels, embeddings, name=name, revision=revision, precision=precision, fingerprint=fingerprint
     )

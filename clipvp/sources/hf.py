@@ -28,6 +28,7 @@ def load_hf(
     precision: str,
     revision: str | None,
     local_files_only: bool,
+    text_tower: bool = True,
 ) -> Source:
     """Load ``hf:ORG/NAME`` or ``hf:FOLDER``: an image classifier, or a model with an image and a text tower.
 
@@ -55,8 +56,8 @@ def load_hf(
             return load_timm(timm_name, canvas=canvas, local_files_only=offline, **options)
         is_clip = _is_clip(config, name)
         processor = AutoImageProcessor.from_pretrained(model, **hub).to_dict()
-        tokenizer = AutoTokenizer.from_pretrained(model, **hub) if is_clip else None
-        if is_clip and _is_empty(tokenizer):
+        tokenizer = AutoTokenizer.from_pretrained(model, **hub) if is_clip and text_tower else None
+        if tokenizer is not None and _is_empty(tokenizer):
             raise UserError(f"source {name!r}: the files of its tokenizer are missing")
         network = _load_complete(AutoModel if is_clip else AutoModelForImageClassification, model, name, hub)
     if is_clip:
@@ -151,20 +152,26 @@ def _clip(
     arguments = (
         {"interpolate_pos_encoding": True} if _interpolates(network.get_image_features, canvas) else {}
     )
-    max_length = tokenizer.model_max_length
-    context = min(max_length, getattr(network.config.text_config, "max_position_embeddings", max_length))
     # SigLIP is trained on texts padded to the full length; the other models get an attention mask.
     padding = "max_length" if network.config.model_type.startswith("siglip") else True
     bias = getattr(network, "logit_bias", None)
 
+    def context() -> int:
+        most = tokenizer.model_max_length
+        return min(most, getattr(network.config.text_config, "max_position_embeddings", most))
+
     def encode_text(texts: list[str]) -> Tensor:
-        tokens = tokenizer(texts, padding=padding, max_length=context, truncation=True, return_tensors="pt")
+        tokens = tokenizer(texts, padding=padding, max_length=context(), truncation=True, return_tensors="pt")
         return _pooled(network.get_text_features(**tokens))
 
     def too_long(texts: list[str]) -> list[str]:
         with quiet_transformers():  # a text that is too long is only a warning there
             lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
-        return [text for text, length in zip(texts, lengths, strict=True) if length > context]
+        return [text for text, length in zip(texts, lengths, strict=True) if length > context()]
+
+    def drop_text() -> None:
+        if hasattr(network, "text_model"):
+            del network.text_model
 
     image_tower = ImageTower(
         network, lambda model, pixels: _pooled(model.get_image_features(pixels, **arguments))
@@ -177,11 +184,9 @@ def _clip(
         scale=_scale(network, options["name"]),
         bias=float(bias.detach()) if bias is not None else 0.0,
         preprocessing=hf_preprocessing(processor).at(canvas),
+        drop_text=drop_text,
     )
-    source = clip_source(parts, labels=labels, **options)
-    if hasattr(network, "text_model"):
-        del network.text_model  # not needed any more, so it takes no memory of the device
-    return source
+    return clip_source(parts, labels=labels, text_tower=tokenizer is not None, **options)
 
 
 def _scale(network: nn.Module, name: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
@@ -29,6 +30,7 @@ def load_source(
     device: str | torch.device | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
+    text_tower: bool = True,
     **options: Any,
 ) -> Source:
     """Load a frozen model by name, ``scheme:model``.
@@ -50,6 +52,7 @@ def load_source(
         device: Where it runs; the CPU when None.
         revision: Branch, tag or commit of a hub model.
         local_files_only: Take what the local hub cache holds, never ask the network.
+        text_tower: False loads a CLIP without its texts and its text tower; it gives features and no logits.
         options: Further keys of a plug-in's scheme.
 
     Returns:
@@ -67,7 +70,12 @@ def load_source(
     name = expand_home(name)
     model = name.partition(":")[2]
     device = torch.device(device or "cpu")
-    source = SOURCES.get(scheme)(
+    loader = SOURCES.get(scheme)
+    if not text_tower:
+        options = {**options, "text_tower": False}
+        if not inspect.signature(loader).parameters.keys() & {"text_tower", "options"}:
+            raise UserError(f"text_tower: sources of the scheme {scheme!r} cannot be loaded without it")
+    source = loader(
         model,
         name=name,
         canvas=(canvas, canvas) if isinstance(canvas, int) else canvas,
@@ -77,7 +85,9 @@ def load_source(
         local_files_only=local_files_only,
         **options,
     )
-    source.options = options
+    source.options = {key: value for key, value in options.items() if key != "text_tower"}
+    if source.has_logits != text_tower:
+        raise UserError(f"text_tower: source {name!r} has a closed label set and no text tower")
     if templates is not None and not source.labels.is_text:
         raise UserError(f"source {name!r} has a closed label set and no text tower, so it takes no templates")
     return check_forward(source.to(device))

@@ -107,10 +107,12 @@ class _MiniLM(torch.nn.Module):
         return [text for text, length in zip(texts, lengths, strict=True) if length > self.context]
 
 
-def load_lite0_minilm(*, name: str, canvas, labels, precision: str, revision=None, **_) -> Source:
+def load_lite0_minilm(
+    *, name: str, canvas, labels, precision: str, revision=None, text_tower: bool = True, **_
+) -> Source:
     """Load ``offline:lite0-minilm``, a CLIP: MiniLM-L6 as text tower, ConSE on EfficientNet-Lite0 as image tower.
 
-    The mean embedding of the 1000 ImageNet class names is subtracted from text embeddings, which are then normalised.
+    The image tower too is made with MiniLM, so that it is read even without ``text_tower``. The mean embedding of the 1000 ImageNet class names is subtracted from text embeddings, which are then normalised.
     """
     network, text = lite0_network(), _MiniLM()
     key = {"model": name, "weights": weights_fingerprint(text.model), "part": "class names"}
@@ -125,7 +127,8 @@ def load_lite0_minilm(*, name: str, canvas, labels, precision: str, revision=Non
         bias=0.0,
         preprocessing=lite0_preprocessing().at(canvas),
     )
-    return clip_source(parts, name=name, labels=labels(), precision=precision, revision=revision)
+    options = {"precision": precision, "revision": revision, "text_tower": text_tower}
+    return clip_source(parts, name=name, labels=labels(), **options)
 
 
 MODELS = {"lite0": load_lite0, "lite0-minilm": load_lite0_minilm}

@@ -31,6 +31,7 @@ def load_open_clip(
     precision: str,
     revision: str | None,
     local_files_only: bool,
+    text_tower: bool = True,
 ) -> ClipSource:
     """Load ``open_clip:MODEL/TAG``, ``open_clip:MODEL/FILE``, ``open_clip:hf-hub:ORG/NAME`` or
     ``open_clip:local-dir:FOLDER``.
@@ -79,9 +80,12 @@ def load_open_clip(
                 _resize_attention_pool(network.visual.attnpool, image_size, name)
         else:
             network = _create(open_clip, model, weights, image_size).eval()
-        tokenizer = (
-            _tokenizer(open_clip, text) if folder and not own_tokenizer else open_clip.get_tokenizer(model)
-        )
+        if not text_tower:
+            tokenizer = None
+        elif folder and not own_tokenizer:
+            tokenizer = _tokenizer(open_clip, text)
+        else:
+            tokenizer = open_clip.get_tokenizer(model)
     parts = ClipParts(
         image_tower=ImageTower(network.visual, lambda visual, pixels: _pooled(visual(pixels))),
         encode_text=lambda texts: network.encode_text(tokenizer(texts)),
@@ -91,7 +95,8 @@ def load_open_clip(
         bias=float(network.logit_bias.detach()) if getattr(network, "logit_bias", None) is not None else 0.0,
         preprocessing=_preprocessing(network.visual.preprocess_cfg, name).at(canvas),
     )
-    return clip_source(parts, name=name, labels=labels(), precision=precision, revision=revision)
+    options = {"precision": precision, "revision": revision, "text_tower": text_tower}
+    return clip_source(parts, name=name, labels=labels(), **options)
 
 
 def _known(open_clip, model: str, name: str) -> tuple[str, str]:
