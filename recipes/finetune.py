@@ -24,7 +24,7 @@ def main() -> None:
         from clipvp.build import source_from_config, text_label_space
         from clipvp.cpu import prepare_cpu
         from clipvp.results.record import summary
-        from clipvp.training.baselines import head_classifier
+        from clipvp.training.finetune import finetune_classifier
 
         prepare_cpu()
         accelerator = Accelerator()
@@ -33,7 +33,7 @@ def main() -> None:
         source = source_from_config(
             config.source, lambda: text_label_space(config.mapping, task.class_names), accelerator.device
         )
-        classifier = head_classifier(source, task.class_names, train_network=True)
+        classifier = finetune_classifier(source, task.class_names)
         result = fit(classifier, task, config, accelerator)
         accelerator.print(summary(result.results, result.output))
 

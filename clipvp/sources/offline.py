@@ -112,7 +112,8 @@ def load_lite0_minilm(
 ) -> Source:
     """Load ``offline:lite0-minilm``, a CLIP: MiniLM-L6 as text tower, ConSE on EfficientNet-Lite0 as image tower.
 
-    The image tower too is made with MiniLM, so that it is read even without ``text_tower``. The mean embedding of the 1000 ImageNet class names is subtracted from text embeddings, which are then normalised.
+    The image tower too is made with MiniLM, so that it is read even without ``text_tower``. The mean embedding of the
+    1000 ImageNet class names is subtracted from text embeddings, which are then normalised.
     """
     network, text = lite0_network(), _MiniLM()
     key = {"model": name, "weights": weights_fingerprint(text.model), "part": "class names"}

@@ -220,8 +220,7 @@ def run(recipe: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     [
         ("train", ["--prompt.knd", "border"], ["did you mean 'prompt.kind'"]),
         ("train", ["--resume", "yes"], ["auto, never"]),
-        ("linear_probe", ["--optim.name", "adm"], ["did you mean 'adam'"]),
-        ("linear_probe", ["--train.augment", "flip"], ["train.augment: flip", "give none"]),
+        ("finetune", ["--optim.name", "adm"], ["did you mean 'adam'"]),
         ("finetune", ["--trian.epochs", "1"], ["did you mean 'train.epochs'"]),
         ("evaluate", [], ["--prompt", "runs/quickstart/prompt"]),
         ("evaluate", ["--prompt", "x", "--split", "tets"], ["did you mean 'test'"]),
@@ -240,8 +239,6 @@ def test_a_recipe_refuses_in_one_line_and_leaves_nothing(recipe, arguments, word
 
 def test_a_recipes_defaults_are_the_papers(tmp_path):
     for recipe, section, expected in [
-        ("linear_probe", "optim", {"name": "adam", "lr": 0.1}),
-        ("linear_probe", "train", {"epochs": 200}),
         ("finetune", "optim", {"lr": 1e-4, "weight_decay": 5e-4, "schedule": "cosine_epoch"}),
     ]:
         values = yaml.safe_load(run(recipe, "--print_config", cwd=tmp_path).stdout)

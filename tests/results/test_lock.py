@@ -45,7 +45,7 @@ def test_a_folder_that_another_run_writes_is_refused(holder, tmp_path):
     assert holder.poll() is None
 
 
-@pytest.mark.parametrize("recipe", ["train", "linear_probe", "finetune", "base_to_new"])
+@pytest.mark.parametrize("recipe", ["train", "finetune", "base_to_new"])
 def test_a_recipe_is_refused_before_anything_is_read(recipe, holder, tmp_path):
     command = [sys.executable, str(RECIPES / f"{recipe}.py"), "--output", str(tmp_path / "run")]
     command += ["--overwrite", "true", "--data.name", "no-such-task"]

@@ -336,7 +336,7 @@ def test_processes_that_finetune_hold_one_network(images, tiny_timm, tmp_path):
     script.write_text(f"""
 from accelerate import Accelerator
 from clipvp import fit, load_source, load_task
-from clipvp.training.baselines import head_classifier
+from clipvp.training.finetune import finetune_classifier
 from clipvp.config.values import from_dict
 
 accelerator = Accelerator()
@@ -345,7 +345,7 @@ config = from_dict({{
     "train": {{"epochs": 2, "batch_size": 16, "progress": False}},
 }})
 task = load_task(config.data, seed=0)
-classifier = head_classifier(load_source({tiny_timm!r}, canvas=32), task.class_names, train_network=True)
+classifier = finetune_classifier(load_source({tiny_timm!r}, canvas=32), task.class_names)
 norm = next(module for module in classifier.source.network.modules() if hasattr(module, "running_mean"))
 before = norm.running_mean.clone()
 fit(classifier, task, config, accelerator)
