@@ -74,9 +74,9 @@ def one_source(tiny_timm, monkeypatch):
     """Load the source once, so that many damaged prompts are read quickly."""
     source = load_source(tiny_timm, canvas=32)
 
-    def load(name, *, canvas, labels, precision, device, revision, local_files_only, **options):
-        if name != tiny_timm or tuple(canvas) != (32, 32) or options:
-            raise UserError(f"another source: {name!r} at {canvas} with {options}")
+    def load(name, *, canvas, labels, precision, device, revision, local_files_only, text_tower, **options):
+        if name != tiny_timm or tuple(canvas) != (32, 32) or not text_tower or options:
+            raise UserError(f"another source: {name!r} at {canvas} with {options}, {text_tower}")
         source.outputs = "logits"
         return source
 

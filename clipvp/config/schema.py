@@ -325,7 +325,7 @@ class TrainConfig(_Choice):
             own, in prompt_average. None is made when empty.
         test_every_epoch: With protocol paper, also score the test set each epoch and report the best epoch under a name
             that says so.
-        save_every: Epochs between two checkpoints.
+        save_every: Epochs between two checkpoints; where epochs touch no image, at least ten seconds are between them.
         save_minutes: Minutes between two checkpoints within an epoch; none when empty.
         keep: Checkpoints kept.
         progress: Show progress bars.

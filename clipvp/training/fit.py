@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ from .tracking import Tracking, check_trackers
 
 # Steps between two checks of clock and signals; with several processes each check is a small exchange.
 _LOOK_EVERY = 8
+# Seconds between two checkpoints at the ends of epochs, where an epoch touches no image.
+_FEATURES_SAVE_SECONDS = 10
 
 
 @dataclass
@@ -147,7 +149,7 @@ def _fit(
             tensors = trainer.tensors()
             trainer.state.seconds = {phase: round(spent, 3) for phase, spent in clock.seconds.items()}
             values = {
-                "state": asdict(trainer.state),
+                "state": vars(trainer.state),
                 "config": to_dict(config),
                 "split_hash": task.split_hash,
             }
@@ -165,13 +167,11 @@ def _fit(
             late = (
                 config.train.save_minutes and time.monotonic() - last_saved > 60 * config.train.save_minutes
             )
-            stops, saves = stop.signal is not None, bool(late)
-            if accelerator.num_processes > 1:
-                asked = torch.tensor([stops, saves], device=accelerator.device).int()
-                stops, saves = accelerator.reduce(asked, "sum").tolist()
+            stops, saves = _any_process(accelerator, stop.signal is not None, bool(late))
             if stops or saves:
                 save()
             if stops:
+                run.write_metrics(trainer.state.history)
                 where = f"epoch {trainer.state.epoch + 1}, step {trainer.state.step}"
                 raise Interrupted(
                     f"stopped at {where} and saved; go on with --resume auto --output {run.path}"
@@ -206,9 +206,15 @@ def _fit(
             progress.line(epoch_line(state.row, epochs))
             tracking.epoch(state.row)
             trainer.end_epoch()
+            last = epoch + 1 == epochs or state.waited(config.train.patience)
+            # An epoch on features is quicker than a write to the disk.
+            [writes] = _any_process(
+                accelerator, not fixed or last or time.monotonic() - last_saved > _FEATURES_SAVE_SECONDS
+            )
+            if not writes:
+                continue
             with fail_together(accelerator):
                 run.write_metrics(state.history)
-            last = epoch + 1 == epochs or state.waited(config.train.patience)
             if (epoch + 1) % config.train.save_every == 0 or last:
                 save()
 
@@ -257,6 +263,14 @@ def _save_prompts(
     classifier.results = saved_results(results)
     if run.writes:
         classifier.save_pretrained(run.path / PROMPT)
+
+
+def _any_process(accelerator: Accelerator, *flags: bool) -> list[bool]:
+    """Return for each flag whether it is set on any process; with many processes all must call it."""
+    if accelerator.num_processes == 1:
+        return list(flags)
+    asked = torch.tensor(flags, device=accelerator.device).int()
+    return [bool(count) for count in accelerator.reduce(asked, "sum").tolist()]
 
 
 def _check_launch(accelerator: Accelerator) -> None:

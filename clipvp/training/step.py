@@ -58,6 +58,7 @@ class Trainer:
             ScheduledOptimizer(config.optim, groups, self.steps, config.train.epochs) if groups else None
         )
         self.gradient_rule = GRADIENTS.get(config.train.gradient)(config.train, config.seed)
+        self.source_is_frozen = classifier.source_is_frozen
         self.running_norms = _running_norms(classifier.source.network)
         self.running = self._empty_running()
         self.state = State()
@@ -155,7 +156,7 @@ class Trainer:
             for part in parts:
                 part()
             return
-        if self.classifier.source_is_frozen:
+        if self.source_is_frozen:
             # In one order, whichever process computes which part.
             gradients = [part() for part in parts]
             for parameter in reversed(self.parameters):
