@@ -1,6 +1,6 @@
 """ILM-VP as one readable loop: count, map, train the prompt, test. The library's own `fit` does the same, but faster.
 
-    python recipes/textbook.py --config recipes/configs/quickstart.yaml --train.epochs 3
+    python recipes/textbook.py --config recipes/configs/quickstart_ilm.yaml --train.epochs 3
 
 Plain PyTorch: every pass decodes every file, logits are kept whole, and the test set is scored each epoch. Of the
 library, only the frozen source, the task and the resizing of an image are used. Read it to see the method;

@@ -185,7 +185,9 @@ def _fit(
                 state.row = {"epoch": epoch + 1}
                 if classifier.mapping.due(epoch):
                     with clock("counting"):
-                        state.row["mapping_changed"] = trainer.refresh_mapping(f"{where} counting")
+                        changed = trainer.refresh_mapping(f"{where} counting")
+                    if changed is not None:
+                        state.row["mapping_changed"] = changed
             with clock("training"):
                 state.row |= trainer.train_epoch(f"{where} training", after_step)
             if "val" in data and ((epoch + 1) % config.train.eval_every == 0 or epoch + 1 == epochs):

@@ -30,9 +30,14 @@ def count_pass(
     return gather(classifier.mapping.statistic(), outputs)
 
 
-def fit_mapping(classifier: PromptedClassifier, own: Statistic) -> int:
-    """Fit the mapping to the statistics of all processes; return how many classes changed their first label."""
+def fit_mapping(classifier: PromptedClassifier, own: Statistic) -> int | None:
+    """Fit the mapping to the statistics of all processes.
+
+    Returns:
+        How many classes changed their first label; None where no class has a label.
+    """
     mapping = classifier.mapping
     before = mapping.links(1).index.clone()  # it may share the memory that the fit writes to
     mapping.fit(sum_over_processes(own, mapping.statistic()))
-    return int((before != mapping.links(1).index).any(1).sum())
+    index = mapping.links(1).index
+    return int((before != index).any(1).sum()) if (index >= 0).any() else None

@@ -82,8 +82,8 @@ class Trainer:
         batches, size = self.data[split], self.config.train.batch_size
         return score(self.classifier, batches, size, self.accelerator, self._watch(batches, phase))
 
-    def refresh_mapping(self, phase: str) -> int:
-        """Fit the mapping to a new statistic; return how many classes changed their first label."""
+    def refresh_mapping(self, phase: str) -> int | None:
+        """Fit the mapping to a new statistic; return how many classes changed their first label, if any has one."""
         own, train = self.running, self.data["train"]
         if own is None or self.state.epoch == 0:
             size = self.config.train.batch_size
