@@ -9,6 +9,7 @@ import torch
 from .config.schema import MappingConfig, RunConfig, SourceConfig
 from .cpu import float32_default
 from .data.task import Task
+from .labels.bank import Bank, read_bank
 from .labels.space import LabelSpace
 from .labels.templates import resolve_templates, text_class_names
 from .model import PromptedClassifier
@@ -39,10 +40,22 @@ def source_from_config(
     return source
 
 
-def text_label_space(config: MappingConfig, class_names: Sequence[str]) -> LabelSpace:
-    """Return the label space that a config describes for a CLIP and a task's class names."""
-    templates = resolve_templates(config.templates or config.default_templates)
-    return LabelSpace.from_templates(templates, text_class_names(class_names, config.class_names))
+def text_label_space(config: MappingConfig, class_names: Sequence[str], seed: int = 0) -> LabelSpace:
+    """Return the label space that a config describes for a CLIP and a task's class names; the seed draws texts."""
+    names = text_class_names(class_names, config.class_names)
+    if not config.texts:
+        return LabelSpace.from_templates(
+            resolve_templates(config.templates or config.default_templates), names
+        )
+    bank = text_bank(config, names, seed)
+    bank.warn()
+    return bank.label_space()
+
+
+def text_bank(config: MappingConfig, names: Sequence[str], seed: int) -> Bank:
+    """Return the texts that ``mapping.texts`` describes for the names of classes as texts spell them."""
+    templates = resolve_templates(config.templates) if config.templates else ()
+    return read_bank(config.texts, names, templates=templates, per_class=config.texts_per_class, seed=seed)
 
 
 @float32_default()
@@ -60,9 +73,12 @@ def build_classifier(
         UserError: Parts of the config do not fit the source or the task.
     """
     names = task.class_names
-    source = source_from_config(config.source, lambda: text_label_space(config.mapping, names), device)
-    if config.mapping.templates is not None and not source.labels.is_text:
-        raise UserError(f"mapping.templates: {source.name!r} has a closed label set and no text tower")
+    source = source_from_config(
+        config.source, lambda: text_label_space(config.mapping, names, config.seed), device
+    )
+    for key in ("templates", "texts"):
+        if getattr(config.mapping, key) is not None and not source.labels.is_text:
+            raise UserError(f"mapping.{key}: {source.name!r} has a closed label set and no text tower")
     wanted = MAPPINGS.get(config.mapping.kind).takes_of(config.mapping)
     if config.source.outputs not in (None, wanted):
         raise UserError(

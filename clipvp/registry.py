@@ -198,6 +198,8 @@ MAPPINGS = Registry(
         "logistic": Entry("clipvp.mappings.logistic", "LogisticMapping", "LogisticConfig"),
         "prototypes": Entry("clipvp.mappings.prototypes", "PrototypesMapping", "PrototypesConfig"),
         "lp_plus_plus": Entry("clipvp.mappings.lp_plus_plus", "LpPlusPlusMapping", "LpPlusPlusConfig"),
+        "text_counts": Entry("clipvp.mappings.text_counts", "TextCountsMapping", "TextCountsConfig"),
+        "text_pool": Entry("clipvp.mappings.text_pool", "TextPoolMapping", "TextPoolConfig"),
         "tip_adapter": Entry("clipvp.mappings.tip_adapter", "TipAdapterMapping", "TipAdapterConfig"),
         "folded": Entry("clipvp.mappings.folded", "FoldedMapping"),
         "text_mixing": Entry("clipvp.mappings.text_mixing", "TextMixingMapping", "TextMixingConfig"),

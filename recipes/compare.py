@@ -1,7 +1,7 @@
 """Compare methods, or any config values, over seeds: one table of mean and standard deviation.
 
     python recipes/compare.py --config recipes/configs/quickstart_ilm.yaml --methods [rlm,flm,ilm] --seeds [0,1,2]
-    python recipes/compare.py --config recipes/configs/quickstart_ilm.yaml --vary '{optim.lr: [0.01, 0.05]}' --seeds [0,1]
+    python recipes/compare.py --config recipes/configs/quickstart_ilm.yaml --vary '{optim.lr: [0.01, 0.05]}'
 
 A method is a file in recipes/configs/methods. Every cell is a run folder of its own below --output; cells that
 are finished are not run again and one that was interrupted goes on where it stopped. Leaves compare.json and

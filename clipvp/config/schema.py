@@ -162,6 +162,10 @@ class MappingConfig(_Choice):
         kind: A registered mapping: random (RLM), frequency (FLM and ILM), identity or a plug-in's.
         templates: For CLIP, a set's name, one template, a list or a text file, one a line; when empty the paper's 81,
             and for identity "This is a photo of a {}.".
+        texts: For CLIP, descriptions of each class: a JSON object of class names and lists of texts, a CSV file (class,
+            text), a folder of such files or a map of names to files, each of which is a group; or cifar10, digits or
+            waffle (random words, a control). With templates both are used.
+        texts_per_class: Texts drawn of each class and group; all when empty.
         class_names: For CLIP, the names to put into templates: a map of the task's class names, a list with one name a
             class, or a file of either (.txt, .yaml, .json).
     """
@@ -170,10 +174,17 @@ class MappingConfig(_Choice):
 
     kind: str = "frequency"
     templates: str | list[str] | None = None
+    texts: str | dict[str, str] | None = None
+    texts_per_class: int | None = None
     class_names: str | list[str] | dict[str, str] | None = None
 
     def __post_init__(self):
         MAPPINGS.check(self.kind)
+        check_positive("mapping.texts_per_class", self.texts_per_class)
+        if self.texts_per_class and not self.texts:
+            raise UserError(
+                f"mapping.texts_per_class: {self.texts_per_class} needs mapping.texts, which is empty"
+            )
 
 
 @dataclass

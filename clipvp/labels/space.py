@@ -6,7 +6,7 @@ description, and its group.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -124,6 +124,23 @@ class LabelSpace:
             group_of += groups[name] if groups is not None else []
         return cls(
             tuple(names), tuple(texts), tuple(class_of), tuple(wordings), tuple(wording_of), tuple(group_of)
+        )
+
+    def without(self, texts: Collection[str]) -> LabelSpace:
+        """Return the label space without some of its texts.
+
+        Raises:
+            UserError: A class would have no text left.
+        """
+        kept = [place for place, text in enumerate(self.names) if text not in texts]
+        left = {self.class_of[place] for place in kept}
+        empty = [name for target, name in enumerate(self.class_names) if target not in left]
+        if empty:
+            raise UserError(f"class {empty[0]!r} has no text that is short enough for the model")
+        fields = (self.names, self.class_of, self.wording_of, self.groups or self.names)
+        names, class_of, wording_of, groups = (tuple(values[place] for place in kept) for values in fields)
+        return LabelSpace(
+            names, self.class_names, class_of, self.wordings, wording_of, groups if self.groups else ()
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -128,6 +129,14 @@ def clip_source(
             )
 
     embeddings = fingerprint = None
+    if text_tower and not labels.is_grid and (long := parts.too_long(list(labels.names))):
+        labels = labels.without(set(long))
+        first = textwrap.shorten(long[0], 120, placeholder=" ...")
+        warnings.warn(
+            f"source {name!r}: {len(long)} texts are longer than the model's context and are left out, the first: "
+            f"{first!r}",
+            stacklevel=2,
+        )
     if text_tower:
         fingerprint = weights_fingerprint(*parts.weights)
         key = {"model": name, "revision": revision, "weights": fingerprint, "precision": "fp32"}

@@ -26,7 +26,9 @@ from clipvp.mappings.lp_plus_plus import LpPlusPlusMapping
 from clipvp.mappings.prototypes import PrototypesMapping
 from clipvp.mappings.random import RandomMapping
 from clipvp.mappings.statistic import Counts, gather
+from clipvp.mappings.text_counts import TextCountsMapping
 from clipvp.mappings.text_mixing import TextMixingMapping
+from clipvp.mappings.text_pool import TextPoolMapping
 from clipvp.mappings.tip_adapter import TipAdapterMapping
 from clipvp.mappings.top_k_mean import TopKMeanMapping
 from clipvp.progress import Progress
@@ -314,6 +316,8 @@ def fitted(kind: str, seed: int = 5) -> LabelMapping:
         "folded": lambda: FoldedMapping.of(RandomMapping(8, 3, seed), torch.ones(8, 6), torch.ones(8), True),
         "prototypes": lambda: PrototypesMapping(6, 3, "means"),
         "text_mixing": lambda: TextMixingMapping(8, 3),
+        "text_counts": lambda: TextCountsMapping(8, 3),
+        "text_pool": lambda: TextPoolMapping(8, 3),
         "tip_adapter": lambda: TipAdapterMapping(6, 3),
         "lp_plus_plus": lambda: LpPlusPlusMapping(6, 3),
         "top_k_mean": lambda: TopKMeanMapping(8, 3, top_k=2),

@@ -16,7 +16,7 @@ METHODS = Path(__file__).parents[2] / "recipes" / "configs" / "methods"
 sys.path.insert(0, str(METHODS.parents[1]))
 NAMES = ["tench", "goldfish", "sea snake"]
 OF_CLIP = {"ilm_within", "vp_tp", "rvp", "zero_shot", "zero_shot_ensemble", "zs_lp", "task_res"}
-OF_CLIP |= {"tip_adapter", "tip_adapter_f", "lp_plus_plus"}
+OF_CLIP |= {"tip_adapter", "tip_adapter_f", "lp_plus_plus", "attr_vr", "waffle"}
 ALL = sorted(path.stem for path in METHODS.glob("*.yaml"))
 TEXTS = {"mapping": {"templates": ["a photo of a {}.", "{}", "the {}."]}}
 
@@ -35,7 +35,7 @@ def run_of(method: str, source: str, output: Path, **more):
     import yaml
 
     values = yaml.safe_load((METHODS / f"{method}.yaml").read_text())
-    if source.startswith("open_clip") and "templates" not in values["mapping"]:
+    if source.startswith("open_clip") and not {"templates", "texts"} & values["mapping"].keys():
         values["mapping"] |= TEXTS["mapping"]
     values["source"] = {"name": source, "canvas": 32} if source.startswith("timm") else {"name": source}
     train = {**values.get("train", {}), "batch_size": 12, "progress": False}
