@@ -29,10 +29,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"clipvp {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
-    def verb(name: str, help: str, prompt: bool = True, loads: bool = False) -> argparse.ArgumentParser:
+    def verb(
+        name: str,
+        help: str,
+        prompt: bool = True,
+        loads: bool = False,
+        what: str = "folder or hub id of a saved prompt",
+    ) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=help, description=help, allow_abbrev=False)
         if prompt:
-            sub.add_argument("prompt", metavar="PROMPT", help="folder or hub id of a saved prompt")
+            sub.add_argument("prompt", metavar="PROMPT", help=what)
             sub.add_argument("--revision", help="branch, tag or commit of the prompt on the hub")
             sub.add_argument("--local_files_only", action="store_true", help="never ask the network")
         if loads:
@@ -62,6 +68,12 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument("--json", action="store_true", help="print its whole config as JSON")
     mapping = verb("map", "Print which source label each class takes.", loads=True)
     mapping.add_argument("--json", action="store_true", help="print JSON")
+    either = "folder or hub id of a saved prompt, or a config file (.yaml)"
+    texts = verb(
+        "texts", "Say which texts each class of a CLIP has, and which were left out.", loads=True, what=either
+    )
+    texts.add_argument("--class", dest="wanted", metavar="NAME", help="list the texts of one class")
+    texts.add_argument("--json", action="store_true", help="print JSON")
     names = verb("list", "List what can be named in a config.", prompt=False)
     names.add_argument("what", choices=["sources", "tasks", "templates", "prompts", "mappings"])
     verbs.add_parser(_EVALUATE, help="Score a prompt on a task: PROMPT --data.name NAME; see its --help.")

@@ -114,6 +114,13 @@ def show_mapping(prompt: str, json: bool, **where: Any) -> None:
     print(mapping_table(rows))
 
 
+def show_texts(prompt: str, wanted: str | None, json: bool, **where: Any) -> None:
+    from .texts import as_text, describe
+
+    found = describe(prompt, wanted, **where)
+    _print_json(found) if json else print(as_text(found))
+
+
 def list_names(what: str) -> None:
     if what == "sources":
         print(tabulate(_SOURCES.items(), tablefmt="plain"))
@@ -197,6 +204,7 @@ VERBS = {
     "predict": predict,
     "show": show,
     "map": show_mapping,
+    "texts": show_texts,
     "list": list_names,
     "cache": cache,
     "env": env,

@@ -133,7 +133,7 @@ def clip_source(
         labels = labels.without(set(long))
         first = textwrap.shorten(long[0], 120, placeholder=" ...")
         warnings.warn(
-            f"source {name!r}: {len(long)} texts are longer than the model's context and are left out, the first: "
+            f"source {name!r}: texts that are longer than the model's context are left out: {len(long)}, the first: "
             f"{first!r}",
             stacklevel=2,
         )

@@ -134,7 +134,7 @@ def test_equal_class_names_are_refused():
 
 def test_texts_that_are_too_long_are_left_out(tiny_model):
     space = LabelSpace.from_texts({"cat": ["A pet.", "word " * 200], "dog": ["A pet too."]})
-    with pytest.warns(UserWarning, match="1 texts are longer than the model's context and are left out"):
+    with pytest.warns(UserWarning, match="texts that are longer than the model's context are left out: 1"):
         source = load_source(tiny_model("hf_clip"), labels=lambda: space)
     assert source.labels.names == ("A pet.", "A pet too.") and len(source.text_features) == 2
     space = LabelSpace.from_texts({"cat": ["word " * 200], "dog": ["A pet too."]})
