@@ -86,7 +86,12 @@ def build_classifier(
             f"which takes {wanted}"
         )
     source.outputs = wanted
-    prompt = build_prompt(config.prompt, source, task.empty)
+    if config.prompt.views > 1 and wanted == "features":
+        raise UserError(
+            f"prompt.views: {config.prompt.views} prompts give logits, and mapping.kind {config.mapping.kind!r} takes "
+            "features"
+        )
+    prompt = build_prompt(config.prompt, source, task.empty, config.seed)
     mapping = MAPPINGS.get(config.mapping.kind).from_config(config.mapping, source, names, config.seed)
     share = config.prompt.share_border
     return PromptedClassifier(prompt, source, mapping, names, share, task.reading).to(source.mean.device)

@@ -84,14 +84,18 @@ class PromptedClassifier(nn.Module):
 
     def source_outputs(self, images: Tensor) -> Tensor:
         """Return what the mapping takes of images (B, 3, h, w) in [0, 1]: logits (B, S) or features (B, D), float32."""
-        common = self.prompt.surroundings() if self.share_border and self.source_is_frozen else None
+        parts = [self._view_outputs(part, images) for part in self.prompt.parts()]
+        return self.prompt.merge(parts[0] if len(parts) == 1 else torch.cat(parts))
+
+    def _view_outputs(self, prompt: VisualPrompt, images: Tensor) -> Tensor:
+        """Return what the source gives of images under one prompt, with a shared border where it has one."""
+        common = prompt.surroundings() if self.share_border and self.source_is_frozen else None
         if common is None:
-            pixels = self.prompt(images)
+            pixels = prompt(images)
         else:
-            made_from = (*self.prompt.parameters(), *self.prompt.buffers())
+            made_from = (*prompt.parameters(), *prompt.buffers())
             pixels = SharedBorder(common[0], images, common[1], made_from)
-        outputs = self.source.encode(pixels) if self.source.outputs == "features" else self.source(pixels)
-        return self.prompt.merge(outputs)
+        return self.source.encode(pixels) if self.source.outputs == "features" else self.source(pixels)
 
     def source_logits(self, outputs: Tensor) -> Tensor | None:
         """Return source logits (B, S) of what ``source_outputs`` gave; None of a source without texts."""
@@ -108,11 +112,13 @@ class PromptedClassifier(nn.Module):
         """Return the same classifier with the mapping folded into the layer that makes the source logits.
 
         For a CLIP that is the text matrix: T columns are computed in the place of S texts. The target logits are the
-        same up to rounding. Where the mapping is not linear on logits, or the network does not end in a linear layer,
-        the classifier itself is returned. What trains later changes the folded one no more.
+        same up to rounding. The classifier itself is returned where the mapping is not linear on logits, where the
+        network does not end in a linear layer, and where the prompt has several views. What trains later changes the
+        folded one no more.
         """
         try:
-            head = self.source.linear_head() if self.mapping.takes == "logits" else None
+            folds = self.mapping.takes == "logits" and self.prompt.views == 1
+            head = self.source.linear_head() if folds else None
         except UserError:
             head = None
         if head is None or self.mapping.fold(*head[:2]) is None:
@@ -130,7 +136,8 @@ class PromptedClassifier(nn.Module):
         """Return ``fold()`` with a source that has no texts, where it is a CLIP."""
         folded = self.fold()
         if folded.mapping.takes == "logits":
-            raise UserError(f"the {self.mapping.kind} mapping of {self.source.name!r} cannot be folded")
+            what = f"{self.mapping.kind} mapping" if self.prompt.views == 1 else f"{self.prompt.kind} prompt"
+            raise UserError(f"the {what} of {self.source.name!r} cannot be folded")
         source = folded.source.without_texts() if self.source.labels.is_text else folded.source
         classifier = PromptedClassifier(
             self.prompt, source, folded.mapping, self.class_names, self.share_border, self.reading

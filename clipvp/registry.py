@@ -182,6 +182,7 @@ PROMPTS = Registry(
         "patch": Entry("clipvp.prompts.patch", "PatchPrompt", "PatchConfig"),
         "full": Entry("clipvp.prompts.full", "FullPrompt", "FullConfig"),
         "none": Entry("clipvp.prompts.none", "NoPrompt", "NoPromptConfig"),
+        "several": Entry("clipvp.prompts.several", "SeveralPrompts"),
     },
 )
 MAPPINGS = Registry(

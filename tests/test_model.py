@@ -152,9 +152,7 @@ def test_a_change_of_any_part_of_a_prompt_is_seen_at_the_next_forward(change, ti
         return logits
 
     before = check()
-    assert source._held is not None and torch.equal(
-        check(), before
-    )  # the border is held, and nothing changed
+    assert source._held and torch.equal(check(), before)  # the border is held, and nothing changed
     CHANGES[change](classifier.prompt)
     assert not torch.allclose(check(), before, rtol=1e-3, atol=1e-4)
 

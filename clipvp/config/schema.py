@@ -145,13 +145,23 @@ class PromptConfig(_Choice):
         kind: A registered prompt: padding, border, patch, full, none or a plug-in's.
         share_border: Compute once a batch what the network makes of pixels that all images share (padding): exact,
             faster.
+        views: Prompts of this kind, each for a part of a CLIP's texts; an image is encoded once under each.
+        view_by: How texts are shared out: clusters (of their embeddings) or groups (of mapping.texts).
     """
 
     kind: str = "padding"
     share_border: bool = True
+    views: int = 1
+    view_by: str = "clusters"
 
     def __post_init__(self):
         PROMPTS.check(self.kind)
+        check_positive("prompt.views", self.views)
+        check_choice("prompt.view_by", self.view_by, ["clusters", "groups"])
+        if self.kind == "none" and self.views > 1:
+            raise UserError(
+                f"prompt.views: {self.views} prompts of kind none are one; give 1, or another kind"
+            )
 
 
 @dataclass

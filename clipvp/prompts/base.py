@@ -70,6 +70,10 @@ class VisualPrompt(nn.Module, ABC):
     def forward(self, images: Tensor) -> Tensor:
         """Return prompted pixels (V*B, 3, H, W), view by view, of images (B, 3, h, w) in [0, 1]."""
 
+    def parts(self) -> list[VisualPrompt]:
+        """Return prompts whose prompted pixels, one after the other, are those of ``forward``; itself by default."""
+        return [self]
+
     def merge(self, outputs: Tensor) -> Tensor:
         """Return one row for each image (B, ...) of what the source gives for the views (V*B, ...)."""
         if self.views != 1:
@@ -115,15 +119,25 @@ class VisualPrompt(nn.Module, ABC):
         return ", ".join(f"{key}={value}" for key, value in self.settings.items())
 
 
-def build_prompt(config: PromptConfig, source: Source, empty: str | None = None) -> VisualPrompt:
+def build_prompt(
+    config: PromptConfig, source: Source, empty: str | None = None, seed: int = 0
+) -> VisualPrompt:
     """Return the registered prompt that a config names.
 
     Args:
         config: The prompt.
         source: Gives the canvas and the normalisation.
         empty: Where the task's images are empty, see ``VisualPrompt.fill``.
+        seed: Shares out texts among several prompts.
     """
-    prompt = PROMPTS.get(config.kind).from_config(config, source)
+    make = PROMPTS.get(config.kind).from_config
+    if config.views == 1:
+        prompt = make(config, source)
+    else:
+        from .several import SeveralPrompts, views_of_texts
+
+        view_of = views_of_texts(config, source, seed)
+        prompt = SeveralPrompts.of([make(config, source) for _ in range(config.views)], view_of)
     if empty is not None:
         prompt.fill(empty)
     return prompt

@@ -27,6 +27,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _OTHER_FLOATS = (torch.float16, torch.bfloat16, torch.float64)
 # In fp16 the pixels' gradient of a mean loss underflows; a power of two scales it without rounding.
 _FP16_SCALE = 2.0**12
+_MOST_HELD = 8  # borders whose results are kept at a time
 # Activations whose gradient needs their input: in place, they copy the whole map before they overwrite it.
 _KEEP_THEIR_INPUT = (nn.Hardtanh, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Mish)
 
@@ -146,7 +147,7 @@ class Source(nn.Module):
         self.options: dict[str, Any] = {}
         self._norms = FrozenNorms()
         self._pair_network = PairNetwork(self.network)
-        self._held: Held | None = None
+        self._held: list[Held] = []  # of each prompt whose surroundings were seen last
         self._ends_in_linear = True  # until ``check_forward`` has looked
         self._compiled: Callable[[Tensor], Tensor] | None = None
         if precision != "fp32":
@@ -156,7 +157,7 @@ class Source(nn.Module):
                     module.to(DTYPES[precision])
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_compiled": None, "_held": None}
+        return {**self.__dict__, "_compiled": None, "_held": []}
 
     @property
     def is_compiled(self) -> bool:
@@ -216,10 +217,12 @@ class Source(nn.Module):
             return self.run(network, self.normalize(pixels))
         shared: Tensor | Held = self.normalize(pixels.surroundings)
         if not torch.is_grad_enabled():
-            held = self._held
-            if held is None or not held.fresh or not held.made_from_these(pixels.made_from):
-                held = self._held = self._pair_network.hold(shared, *pixels.made_from)
-            shared = held
+            known = [held for held in self._held if held.fresh]
+            found = [held for held in known if held.made_from_these(pixels.made_from)]
+            if not found:
+                found = [self._pair_network.hold(shared, *pixels.made_from)]
+                known = [*known[1 - _MOST_HELD :], *found]
+            self._held, shared = known, found[0]
         return self.run(self._pair_network, shared, self.normalize(pixels.images), pixels.box)
 
     def encode(self, pixels: Tensor | SharedBorder) -> Tensor:

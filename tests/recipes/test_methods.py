@@ -1,5 +1,6 @@
 """Every file of recipes/configs/methods is a method: it trains, is saved, loaded, shown, and predicts."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ METHODS = Path(__file__).parents[2] / "recipes" / "configs" / "methods"
 sys.path.insert(0, str(METHODS.parents[1]))
 NAMES = ["tench", "goldfish", "sea snake"]
 OF_CLIP = {"ilm_within", "vp_tp", "rvp", "zero_shot", "zero_shot_ensemble", "zs_lp", "task_res"}
-OF_CLIP |= {"tip_adapter", "tip_adapter_f", "lp_plus_plus", "attr_vr", "waffle"}
+OF_CLIP |= {"tip_adapter", "tip_adapter_f", "lp_plus_plus", "attr_vr", "waffle", "dvp_cls", "dvp_cse"}
 ALL = sorted(path.stem for path in METHODS.glob("*.yaml"))
 TEXTS = {"mapping": {"templates": ["a photo of a {}.", "{}", "the {}."]}}
 
@@ -37,6 +38,12 @@ def run_of(method: str, source: str, output: Path, **more):
     values = yaml.safe_load((METHODS / f"{method}.yaml").read_text())
     if source.startswith("open_clip") and not {"templates", "texts"} & values["mapping"].keys():
         values["mapping"] |= TEXTS["mapping"]
+    if values.get("prompt", {}).get("view_by") == "groups":
+        output.parent.mkdir(exist_ok=True)
+        values["mapping"]["texts"] = {group: str(output.parent / f"{group}.json") for group in "abc"}
+        for path in values["mapping"]["texts"].values():
+            Path(path).write_text(json.dumps({name: [f"a {path[-6]} of {name}."] for name in NAMES}))
+        values["mapping"].pop("templates", None)
     values["source"] = {"name": source, "canvas": 32} if source.startswith("timm") else {"name": source}
     train = {**values.get("train", {}), "batch_size": 12, "progress": False}
     values["train"] = train | {"epochs": min(train.get("epochs", 2), 3)}
