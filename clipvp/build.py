@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -40,15 +41,24 @@ def source_from_config(
     return source
 
 
-def text_label_space(config: MappingConfig, class_names: Sequence[str], seed: int = 0) -> LabelSpace:
-    """Return the label space that a config describes for a CLIP and a task's class names; the seed draws texts."""
+def text_label_space(
+    config: MappingConfig, class_names: Sequence[str], seed: int = 0, surplus: bool = True
+) -> LabelSpace:
+    """Return the label space that a config describes for a CLIP and a task's class names.
+
+    Args:
+        config: ``templates``, ``texts``, ``texts_per_class`` and ``class_names`` are used.
+        class_names: The task's.
+        seed: Draws texts.
+        surplus: Warn of classes of ``texts`` that the task does not have.
+    """
     names = text_class_names(class_names, config.class_names)
     if not config.texts:
         return LabelSpace.from_templates(
             resolve_templates(config.templates or config.default_templates), names
         )
     bank = text_bank(config, names, seed)
-    bank.warn()
+    bank.warn(surplus)
     return bank.label_space()
 
 
@@ -72,10 +82,9 @@ def build_classifier(
     Raises:
         UserError: Parts of the config do not fit the source or the task.
     """
-    names = task.class_names
-    source = source_from_config(
-        config.source, lambda: text_label_space(config.mapping, names, config.seed), device
-    )
+    names, whole = task.class_names, config.data.classes == "all"
+    labels = partial(text_label_space, config.mapping, names, config.seed, surplus=whole)
+    source = source_from_config(config.source, labels, device)
     for key in ("templates", "texts"):
         if getattr(config.mapping, key) is not None and not source.labels.is_text:
             raise UserError(f"mapping.{key}: {source.name!r} has a closed label set and no text tower")

@@ -64,8 +64,9 @@ def save_pictures(result: FitResult, classifier: PromptedClassifier, task: Task)
             rows = mapping_rows(links, labels.names, names)
             figures["gallery"] = plot_gallery(rows, [images.get(c) for c in range(len(names))])
         figures["mapping"] = plot_mapping(scores.counts, links, labels, names)
-        if classifier.prompt.learned() is not None:
-            figures["prompt"] = plot_prompt(classifier.prompt)
+        parts = [part for part in classifier.prompt.parts() if part.learned() is not None]
+        for place, part in enumerate(parts, 1):
+            figures["prompt" if len(parts) == 1 else f"prompt_{place}"] = plot_prompt(part)
         if any("mapping_changed" in row for row in result.history[1:]):
             figures["moves"] = plot_moves(result.history, labels, names)
         if labels.is_text:

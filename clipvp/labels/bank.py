@@ -69,15 +69,15 @@ class Bank:
         named = any(group for own in self.groups.values() for group in own)
         return LabelSpace.from_texts(self.texts, self.groups if named else None)
 
-    def warn(self) -> None:
-        """Say in one warning what was left out, if anything was."""
+    def warn(self, surplus: bool = True) -> None:
+        """Say in one warning what was left out, and which classes are surplus, if that is asked for."""
         parts = []
         if self.dropped:
             total = len(self.dropped) + sum(map(len, self.texts.values()))
             reasons = Counter(text.why for text in self.dropped)
             said = ", ".join(f"{count} {why}" for why, count in reasons.most_common())
             parts.append(f"{len(self.dropped)} of {total} texts are left out ({said})")
-        if self.surplus:
+        if self.surplus and surplus:
             parts.append(f"the task does not have the classes {_few(self.surplus)}")
         if parts:
             warnings.warn(f"mapping.texts: {'; '.join(parts)}; `clipvp texts` lists them", stacklevel=3)

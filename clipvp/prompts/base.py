@@ -74,6 +74,16 @@ class VisualPrompt(nn.Module, ABC):
         """Return prompts whose prompted pixels, one after the other, are those of ``forward``; itself by default."""
         return [self]
 
+    def take_over(self, other: VisualPrompt, source: Source, own_source: Source) -> None:
+        """Take over what another prompt of this kind has learned, for another label space.
+
+        Args:
+            other: Trained.
+            source: The source of ``other``.
+            own_source: The source of this prompt, the same model with other labels.
+        """
+        self.load_state_dict(other.state_dict())
+
     def merge(self, outputs: Tensor) -> Tensor:
         """Return one row for each image (B, ...) of what the source gives for the views (V*B, ...)."""
         if self.views != 1:
@@ -137,7 +147,9 @@ def build_prompt(
         from .several import SeveralPrompts, views_of_texts
 
         view_of = views_of_texts(config, source, seed)
-        prompt = SeveralPrompts.of([make(config, source) for _ in range(config.views)], view_of)
+        prompt = SeveralPrompts.of(
+            [make(config, source) for _ in range(config.views)], view_of, config.view_by
+        )
     if empty is not None:
         prompt.fill(empty)
     return prompt

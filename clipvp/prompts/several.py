@@ -29,20 +29,28 @@ class SeveralPrompts(VisualPrompt):
         canvas: (H, W) of the prompted pixels.
         each: For each prompt its kind and the keyword arguments that build it; all take images of one size.
         view_of: The prompt, 0..V-1, of each of the S texts.
+        view_by: clusters or groups, by which the texts were shared out.
 
     Source: DVP (arXiv 2506.01000), one prompt for each cluster or group of texts.
     """
 
     kind = "several"
 
-    def __init__(self, canvas: Sequence[int], each: Sequence[dict[str, Any]], view_of: Sequence[int]):
+    def __init__(
+        self,
+        canvas: Sequence[int],
+        each: Sequence[dict[str, Any]],
+        view_of: Sequence[int],
+        view_by: str = "clusters",
+    ):
         prompts = [_built(section) for section in each]
         if not prompts or not set(view_of) <= set(range(len(prompts))):
             raise UserError(f"several prompts: each text needs one of the {len(prompts)} prompts")
         if len({(prompt.canvas, prompt.image_size) for prompt in prompts}) > 1:
             raise UserError("several prompts: they take images of different sizes")
-        settings = {"each": list(each), "view_of": list(view_of)}
+        settings = {"each": list(each), "view_of": list(view_of), "view_by": view_by}
         super().__init__(canvas, prompts[0].image_size, **settings)
+        self.view_by = view_by
         self.prompts = nn.ModuleList(prompts)
         self.views = len(prompts)
         self.register_buffer("view_of", torch.tensor(view_of), persistent=False)
@@ -54,10 +62,20 @@ class SeveralPrompts(VisualPrompt):
         )
 
     @classmethod
-    def of(cls, prompts: Sequence[VisualPrompt], view_of: Sequence[int]) -> SeveralPrompts:
+    def of(cls, prompts: Sequence[VisualPrompt], view_of: Sequence[int], view_by: str) -> SeveralPrompts:
         """Return prompts of one kind as one; they are built anew from their settings."""
         each = [{"kind": prompt.kind, **prompt.settings} for prompt in prompts]
-        return cls(prompts[0].canvas, each, view_of)
+        return cls(prompts[0].canvas, each, view_of, view_by)
+
+    def take_over(self, other: SeveralPrompts, source: Source, own_source: Source) -> None:
+        """As ``VisualPrompt.take_over``; a text gets the prompt of the cluster whose mean embedding is nearest."""
+        super().take_over(other, source, own_source)
+        if self.view_by == "clusters":
+            owner, texts = other.view_of.cpu(), source.text_features.detach().cpu()
+            means = torch.stack([texts[owner == view].mean(0) for view in range(other.views)])
+            nearest = torch.cdist(own_source.text_features.detach().cpu(), means).argmin(1)
+            self.view_of.copy_(nearest)
+            self.settings["view_of"] = nearest.tolist()
 
     def parts(self) -> list[VisualPrompt]:
         return list(self.prompts)

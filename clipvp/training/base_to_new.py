@@ -78,7 +78,7 @@ def fit_base_to_new(config: RunConfig, accelerator: Accelerator | None = None) -
     classifier = build_classifier(base_config, base, accelerator.device)
     result = fit(classifier, base, base_config, accelerator)
     other = build_classifier(new_config, new, accelerator.device)
-    other.prompt.load_state_dict(classifier.prompt.state_dict())
+    other.prompt.take_over(classifier.prompt, classifier.source, other.source)
     progress, mapping = config.train.progress, "needs no images"
     if other.mapping.due(0):
         train = Batches(new.tensors("train", other.resize, progress=progress), accelerator)

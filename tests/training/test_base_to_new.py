@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from conftest import small_config, write_image_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipvp import PromptedClassifier, load_task
+from clipvp import PromptedClassifier, build_classifier, load_task
 from clipvp.config.schema import DataConfig
 from clipvp.registry import UserError
 from clipvp.scoring.scores import evaluate
@@ -55,6 +56,44 @@ def test_one_template_needs_no_image_of_a_new_class(tiny_model, folder, tmp_path
     assert found.mapping == "needs no images" and found.new.n == 10
     names = found.fit.results["config"]["mapping"]["class_names"]
     assert names == {"class0": "zebra"}  # each half takes the names of its own classes
+
+
+@pytest.mark.parametrize("view_by", ["clusters", "groups"])
+def test_new_classes_get_their_texts_and_the_prompts_of_their_clusters(view_by, tiny_model, folder, tmp_path):
+    for group in ("shape", "colour"):
+        texts = {f"class{i}": [f"its {group} is {word} {i}." for word in ("this", "that")] for i in range(5)}
+        (tmp_path / f"{group}.json").write_text(json.dumps(texts))
+    config = small_config(
+        tiny_model("open_clip_vit"),
+        tmp_path / "run",
+        data={"name": folder, "shots": 4},
+        mapping={
+            "kind": "text_pool",
+            "pool": "top_k_mean",
+            "texts": {g: str(tmp_path / f"{g}.json") for g in ("shape", "colour")},
+        },
+        prompt={"kind": "border", "width": 4, "views": 2, "view_by": view_by},
+        train={"epochs": 1},
+    )
+    config.source.canvas = None
+    found = fit_base_to_new(config)
+    assert found.mapping == "needs no images" and found.new.n == 10
+    task = load_task(DataConfig(name=folder, classes="new", shots=4))
+    base = PromptedClassifier.from_pretrained(tmp_path / "run" / "prompt")
+    new = build_classifier(replace(config, data=replace(config.data, classes="new")), task)
+    new.prompt.take_over(base.prompt, base.source, new.source)
+    assert all(
+        torch.equal(a.delta, b.delta) for a, b in zip(new.prompt.parts(), base.prompt.parts(), strict=True)
+    )
+    assert evaluate(new, task, progress=False).acc1 == found.new.acc1
+    if view_by == "groups":
+        assert [("shape", "colour")[view] for view in new.prompt.view_of] == list(new.source.labels.groups)
+    else:
+        texts, owner = base.source.text_features, base.prompt.view_of
+        means = torch.stack([texts[owner == view].mean(0) for view in range(2)])
+        for text, view in zip(new.source.text_features, new.prompt.view_of.tolist(), strict=True):
+            assert (text - means[view]).norm() <= (text - means[1 - view]).norm()
+    assert new.prompt.settings["view_of"] == new.prompt.view_of.tolist()
 
 
 def test_only_the_whole_task_has_two_halves(tiny_timm, folder, tmp_path):
