@@ -19,6 +19,7 @@ from ..results.plots import (
     plot_moves,
     plot_prompt,
     plot_templates,
+    plot_texts,
     save_figure,
 )
 from ..results.tables import MOST_LINKS, mapping_rows
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from ..training.fit import FitResult
 
 _EXAMPLES, _GALLERY = 8, 24  # classes
+_TEXTS = 12  # of a class
 _LARGEST = 1000  # pixels of a picture of the model card, in either direction
 
 
@@ -71,6 +73,9 @@ def save_pictures(result: FitResult, classifier: PromptedClassifier, task: Task)
             figures["moves"] = plot_moves(result.history, labels, names)
         if labels.is_text:
             figures["templates"] = plot_templates(scores.counts, links, labels, names)
+            texts = classifier.mapping.links(_TEXTS)
+            if (texts.index[:, 1:] >= 0).any():
+                figures["texts"] = plot_texts(texts, labels, names)
     plots = result.output / PLOTS
     written = [save_figure(figure, plots / f"{name}.png").name for name, figure in figures.items()]
     if classifier.source_is_frozen:

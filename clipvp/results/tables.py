@@ -51,6 +51,7 @@ CAPTIONS = {
     "gallery": "Classes and the source labels they take",
     "mapping": "Source labels that the test images are seen as",
     "templates": "Templates of the labels that the test images are seen as",
+    "texts": "What the mapping leans on: weights of each class's texts",
     "confusion": "Confusion of the test images",
     "moves": "How the mapping moved",
 }

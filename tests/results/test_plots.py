@@ -485,6 +485,25 @@ def test_templates_and_classes_are_cut_and_the_title_says_so():
     assert len(outlined(figure.axes[0])) == 5
 
 
+def test_texts_are_shown_by_their_weight_and_the_heaviest_is_named():
+    texts = {"cat": ["a photo of a {}.", "It purrs.", "It has $w_1$."], "dog": ["It barks."]}
+    links = Links(torch.tensor([[1, 0, 2], [3, -1, -1]]), torch.tensor([[0.5, 0.3, 0.2], [1.0, 0.0, 0.0]]))
+    figure = plots.plot_texts(links, LabelSpace.from_texts(texts), ["cat", "dog"])
+    ax = figure.axes[0]
+    np.testing.assert_allclose(ax.images[0].get_array(), [[0.5, 0.3, 0.2], [1, 0, 0]])
+    assert ticks(ax, "y") == ["cat", "dog"] and ticks(ax, "x") == ["1", "2", "3"]
+    assert {"0.50", "0.30", "1.00"} <= {text.get_text() for text in ax.texts}
+    foot = figure.get_supxlabel()
+    assert foot.index("dog: It barks. (1.00)") < foot.index("cat: It purrs. (0.50)")
+    check(figure)
+    many = LabelSpace.from_texts({f"class {i}": ["a {}.", "the {}."] for i in range(30)})
+    weight = torch.tensor([[0.5 + i / 100, 0.5 - i / 100] for i in range(30)])
+    figure = plots.plot_texts(Links(torch.arange(60).view(30, 2), weight), many, classes(30), max_classes=5)
+    assert "5 of 30 classes" in title(figure) and len(ticks(figure.axes[0], "y")) == 5
+    with pytest.raises(ValueError, match="labels made of text"):
+        plots.plot_texts(links, space(4), ["cat", "dog"])
+
+
 # Confusion
 
 

@@ -7,6 +7,7 @@ from .base import save_figure
 from .counts import plot_confusion, plot_mapping, plot_templates
 from .epochs import plot_curves, plot_moves
 from .pixels import plot_examples, plot_gallery, plot_prompt
+from .texts import plot_texts
 
 __all__ = [
     "plot_confusion",
@@ -17,5 +18,6 @@ __all__ = [
     "plot_moves",
     "plot_prompt",
     "plot_templates",
+    "plot_texts",
     "save_figure",
 ]
