@@ -15,6 +15,8 @@ from ..registry import UserError, check_choice, check_positive
 from .base import Box
 from .masked import EMPTY, MaskedPrompt
 
+RESIZES = {"squash": ("squash", "bilinear"), "crop": ("crop", "bicubic")}  # rule and interpolation
+
 
 @dataclass
 class PaddingConfig(PromptConfig):
@@ -22,14 +24,18 @@ class PaddingConfig(PromptConfig):
 
     Args:
         image_size: Side in pixels of the image inside the canvas; half the canvas when empty.
+        resize: How an image gets that size: squash (aspect not kept, bilinear) or crop (the shorter side, bicubic, then
+            the centre).
     """
 
     kind: str = "padding"
     image_size: int | None = None
+    resize: str = "squash"
 
     def __post_init__(self):
         super().__post_init__()
         check_positive("prompt.image_size", self.image_size)
+        check_choice("prompt.resize", self.resize, RESIZES)
 
 
 class PaddingPrompt(MaskedPrompt):
@@ -41,19 +47,28 @@ class PaddingPrompt(MaskedPrompt):
 
     Args:
         canvas: (H, W) in pixels.
-        image_size: (h, w) in pixels, at most the canvas; images are squashed to it, aspect not kept.
+        image_size: (h, w) in pixels, at most the canvas.
         empty: A name in ``EMPTY``: where images are empty, and mask is 1 as on the frame.
+        resize: squash or crop, see ``PaddingConfig``.
 
     Raises:
-        UserError: The image is larger than the canvas, or ``empty`` is not a known name.
+        UserError: The image is larger than the canvas, or ``empty`` or ``resize`` is not a known name.
 
-    Source: ILM-VP (arXiv 2211.11635), section 3, and its reference's expansive prompt.
+    Source: ILM-VP (arXiv 2211.11635), section 3, and its reference's expansive prompt; crop as in AttrVR (arXiv
+    2501.13982).
     """
 
     kind = "padding"
     added = False
 
-    def __init__(self, canvas: Sequence[int], image_size: Sequence[int], empty: str | None = None):
+    def __init__(
+        self,
+        canvas: Sequence[int],
+        image_size: Sequence[int],
+        empty: str | None = None,
+        resize: str = "squash",
+    ):
+        check_choice("prompt.resize", resize, RESIZES)
         (height, width), (h, w) = canvas, image_size
         if h > height or w > width:
             raise UserError(f"prompt.image_size: {h}x{w} is larger than the source's canvas {height}x{width}")
@@ -64,6 +79,9 @@ class PaddingPrompt(MaskedPrompt):
         mask[:, top : top + h, left : left + w] = 0
         super().__init__(canvas, image_size, mask)
         self.settings["image_size"] = list(self.image_size)
+        self._resize = RESIZES[resize]
+        if resize != "squash":
+            self.settings["resize"] = resize
         self.box: Box = (top, left, top + h, left + w)
         if empty is not None:
             self.fill(empty)
@@ -72,10 +90,12 @@ class PaddingPrompt(MaskedPrompt):
     def from_config(cls, config: PaddingConfig, source) -> PaddingPrompt:
         height, width = source.canvas
         size = config.image_size
-        return cls(source.canvas, (size, size) if size else (height // 2, width // 2))
+        size = (size, size) if size else (height // 2, width // 2)
+        return cls(source.canvas, size, resize=config.resize)
 
     def resize(self, source_resize: Resize) -> Resize:
-        return Resize(self.image_size, rule="squash", interpolation="bilinear")
+        rule, interpolation = self._resize
+        return Resize(self.image_size, rule=rule, interpolation=interpolation)
 
     def fill(self, empty: str) -> None:
         check_choice("empty", empty, EMPTY)

@@ -56,3 +56,19 @@ def test_every_task_on_every_model_resolves(task, model):
     ours, theirs = flat(to_dict(config)), flat(to_dict(base))
     differ = {key for key in ours if ours[key] != theirs[key]}
     assert differ <= {"data.name", "prompt.image_size", "train.batch_size", "output"}
+
+
+@pytest.mark.parametrize("model", ["clip_vit_b16", "clip_vit_b32", "clip_rn50"])
+@pytest.mark.parametrize("method", ["attr_vr", "dvp_cls", "dvp_cse", "rvp", "zs_lp"])
+def test_sixteen_images_a_class_with_every_method_of_texts(model, method):
+    configs = PAPER.parent
+    files = [configs / "few_shot" / f"{model}.yaml", configs / "methods" / f"{method}.yaml"]
+    config, _ = parse("a test", arguments=[f"--config={file}" for file in files])
+    assert config.data.shots == 16 and config.source.name.startswith("open_clip:")
+    if method == "zs_lp":
+        assert config.prompt.kind == "none"
+        return
+    assert config.prompt.kind == "padding" and config.prompt.image_size == 192
+    assert config.prompt.resize == "crop" and config.prompt.views == (3 if "dvp" in method else 1)
+    assert (config.optim.name, config.optim.lr, config.optim.schedule) == ("sgd", 40.0, "cosine")
+    assert (config.train.epochs, config.train.batch_size) == (200, 64)

@@ -337,7 +337,7 @@ def test_several_views_need_a_way_to_merge_them():
 # Configs
 
 
-@pytest.mark.parametrize("kind", PROMPTS.names())
+@pytest.mark.parametrize("kind", [name for name in PROMPTS.names() if name != "several"])
 def test_every_registered_prompt_is_built_from_a_config(kind):
     own = {"border": {"width": 3}, "patch": {"patch_size": 4}}.get(kind, {})
     source = source_of((10, 12))
@@ -349,6 +349,24 @@ def test_every_registered_prompt_is_built_from_a_config(kind):
     learned = prompt.learned()
     assert learned is None or torch.equal(learned.pixels, learned.start)
     assert not isinstance(prompt, MaskedPrompt) or (prompt.delta == 0).all()
+
+
+def test_padding_squashes_or_crops_the_image():
+    source = source_of((10, 12))
+    cropped = build_prompt(PromptConfig(kind="padding", image_size=6, resize="crop"), source)
+    assert cropped.resize(source.resize) == Resize((6, 6), "crop", interpolation="bicubic")
+    assert cropped.settings["resize"] == "crop"
+    again = PaddingPrompt(**cropped.settings)
+    assert again.resize(source.resize) == cropped.resize(source.resize)
+    squashed = build_prompt(PromptConfig(kind="padding", image_size=6), source)
+    assert "resize" not in squashed.settings  # as saved prompts of earlier versions have it
+    with pytest.raises(UserError, match="prompt.resize: unknown value 'corp'; did you mean 'crop'"):
+        PromptConfig(kind="padding", resize="corp")
+
+
+def test_several_is_not_a_kind_to_ask_for():
+    with pytest.raises(UserError, match="several is what prompt.views makes"):
+        build_prompt(PromptConfig(kind="several"), source_of((10, 12)))
 
 
 @pytest.mark.parametrize(
