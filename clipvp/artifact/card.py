@@ -96,12 +96,17 @@ def _metadata(config: dict[str, Any], task: str) -> str:
 def _what(config: dict[str, Any]) -> str:
     prompt, mapping = dict(config["prompt"]), config["mapping"]
     kind, canvas = prompt.pop("kind"), prompt.pop("canvas")
-    inner = [f"{name.replace('_', ' ')} {_size(value)}" for name, value in prompt.items() if value]
+    shown = {
+        name: value for name, value in prompt.items() if not (isinstance(value, list) and len(value) > 2)
+    }
+    inner = [f"{name.replace('_', ' ')} {_size(value)}" for name, value in _short(shown).items() if value]
     details = f" ({', '.join(inner)})" if inner else ""
+    views = config.get("views", 1)
+    cost = f" Each image is encoded {views} times, once for each prompt." if views > 1 else ""
     return (
         f"A **{kind}** prompt{details} on a canvas of {_size(canvas)} pixels and a **{mapping['kind']}** label mapping "
         f"make a frozen vision model a classifier of {len(config['class_names'])} classes. No weight of the model "
-        f"is changed or saved here. Made with clipvp, after [ILM-VP]({PAPER})."
+        f"is changed or saved here.{cost} Made with clipvp, after [ILM-VP]({PAPER})."
     )
 
 
@@ -152,7 +157,9 @@ def _short(section: dict[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in section.items()
-        if not (isinstance(value, list) and len(value) > _LONGEST)
+        if not (
+            isinstance(value, list) and (len(value) > _LONGEST or any(isinstance(v, dict) for v in value))
+        )
     }
 
 

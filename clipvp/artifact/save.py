@@ -73,6 +73,7 @@ def artifact_config(classifier: PromptedClassifier, public: bool = False) -> dic
         "class_names": classifier.class_names,
         "preprocessing": _preprocessing(prompt, source, classifier.reading),
         "plugins": sorted({plugin for plugin in plugins if plugin}),
+        "views": prompt.views,
         # For people: loading takes the mapping from the tensors, and reads neither table nor results.
         "mapping_table": mapping_rows(mapping.links(MOST_LINKS), source.labels.names, classifier.class_names),
         "results": classifier.results,

@@ -108,6 +108,7 @@ def build_results(
         },
         "prompt": {"kind": classifier.prompt.kind, **classifier.prompt.settings},
         "mapping": {"kind": mapping.kind, **mapping.settings},
+        "encodes_per_image": classifier.prompt.views,
         "seed": config.seed,
         "num_train": len(data["train"]),
         "num_val": len(data["val"]) if "val" in data else 0,
@@ -204,11 +205,13 @@ def summary(results: dict[str, Any], output: Path, most: int = 40) -> str:
     best = f"best validation at epoch {results['best_epoch']}" if results["best_epoch"] else ""
     saved = SAVED_PROMPTS.get(results["saved_prompt"])
     skipped = sum(results["skipped_images"].values())
+    encodes = results.get("encodes_per_image", 1)
     sections = [
         [mapping_table(table, columns), f"... and {left} more classes in results.json" if left else ""],
         [scores],
         [
             "; ".join(part for part in (best, f"prompt/ holds {saved}" if saved else "") if part),
+            f"each image is encoded {encodes} times" if encodes > 1 else "",
             f"{skipped} unreadable images were left out" if skipped else "",
             f"time {sum(seconds.values()):.1f} s: {time_line}",
             f"run  {output}",

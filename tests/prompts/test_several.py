@@ -11,6 +11,7 @@ from conftest import trained
 from clipvp import PromptedClassifier, Source, UserError, build_classifier
 from clipvp.config.schema import PromptConfig
 from clipvp.prompts.several import clusters
+from clipvp.results.record import summary
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,14 @@ def test_a_run_with_several_prompts_is_saved_and_loaded(view_by, config, tiny_ta
     if view_by == "groups":
         groups = classifier.source.labels.groups
         assert classifier.prompt.view_of.tolist() == [("shape", "colour").index(group) for group in groups]
+    assert result.results["encodes_per_image"] == 2
+    assert "each image is encoded 2 times" in summary(result.results, tmp_path)
+    card = (tmp_path / "run" / "prompt" / "README.md").read_text()
+    assert (
+        "Each image is encoded 2 times" in card
+        and "view of" not in card
+        and "kind" not in card.split("##")[0]
+    )
     loaded = PromptedClassifier.from_pretrained(tmp_path / "run" / "prompt")
     images = torch.rand(3, 3, 16, 16)
     with torch.no_grad():
