@@ -14,7 +14,7 @@ from .labels.bank import Bank, read_bank
 from .labels.space import LabelSpace
 from .labels.templates import resolve_templates, text_class_names
 from .model import PromptedClassifier
-from .prompts.base import build_prompt
+from .prompts.build import build_prompt
 from .registry import MAPPINGS, UserError
 from .sources.base import Source
 from .sources.load import load_source, source_options

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ..config.schema import PromptConfig
 from ..images import Resize
-from ..registry import PROMPTS
 
 if TYPE_CHECKING:
     from ..sources.base import Source
@@ -127,29 +126,3 @@ class VisualPrompt(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{key}={value}" for key, value in self.settings.items())
-
-
-def build_prompt(
-    config: PromptConfig, source: Source, empty: str | None = None, seed: int = 0
-) -> VisualPrompt:
-    """Return the registered prompt that a config names.
-
-    Args:
-        config: The prompt.
-        source: Gives the canvas and the normalisation.
-        empty: Where the task's images are empty, see ``VisualPrompt.fill``.
-        seed: Shares out texts among several prompts.
-    """
-    make = PROMPTS.get(config.kind).from_config
-    if config.views == 1:
-        prompt = make(config, source)
-    else:
-        from .several import SeveralPrompts, views_of_texts
-
-        view_of = views_of_texts(config, source, seed)
-        prompt = SeveralPrompts.of(
-            [make(config, source) for _ in range(config.views)], view_of, config.view_by
-        )
-    if empty is not None:
-        prompt.fill(empty)
-    return prompt

@@ -23,7 +23,7 @@ _STARTS = 10  # of k-means; the one with the smallest distances is taken
 class SeveralPrompts(VisualPrompt):
     """V prompts; the logit of a text is that of the image under the text's own prompt.
 
-    Made by ``build_prompt`` where ``prompt.views`` is above 1.
+    Made by ``prompts.build.build_prompt`` where ``prompt.views`` is above 1.
 
     Args:
         canvas: (H, W) of the prompted pixels.

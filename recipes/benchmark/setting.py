@@ -30,7 +30,7 @@ from clipvp.mappings.frequency import FrequencyMapping
 from clipvp.mappings.statistic import Counts
 from clipvp.model import PromptedClassifier
 from clipvp.progress import Progress
-from clipvp.prompts.base import build_prompt
+from clipvp.prompts.build import build_prompt
 from clipvp.registry import UserError
 from clipvp.sources.base import Source
 from clipvp.training.step import Trainer

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from clipvp.config.schema import PromptConfig
 from clipvp.images import Resize
-from clipvp.prompts.base import VisualPrompt, build_prompt
+from clipvp.prompts.base import VisualPrompt
 from clipvp.prompts.border import BorderPrompt
+from clipvp.prompts.build import build_prompt
 from clipvp.prompts.full import FullPrompt
 from clipvp.prompts.masked import MaskedPrompt
 from clipvp.prompts.none import NoPrompt
