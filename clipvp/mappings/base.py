@@ -123,3 +123,11 @@ class LabelMapping(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{key}={value}" for key, value in self.settings.items())
+
+
+def check_texts(kind: str, source: Source) -> None:
+    """Raise ``UserError`` where a kind of mapping needs a CLIP's texts and the source has none."""
+    if not source.labels.is_text:
+        raise UserError(
+            f"mapping.kind: {kind} needs a CLIP; {source.name!r} has a closed label set and no texts"
+        )

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..config.schema import MappingConfig
-from ..registry import UserError, check_positive
-from .base import LabelMapping
+from ..registry import check_positive
+from .base import LabelMapping, check_texts
 from .feature_statistics import FeatureRows
 from .linear import class_texts
 
@@ -61,10 +61,7 @@ class LpPlusPlusMapping(LabelMapping):
 
     @classmethod
     def from_config(cls, config, source, class_names, seed) -> LpPlusPlusMapping:
-        if not source.labels.is_text:
-            raise UserError(
-                f"mapping.kind: {cls.kind} needs a CLIP; {source.name!r} has a closed label set and no texts"
-            )
+        check_texts(cls.kind, source)
         mapping = cls(source.num_features, len(class_names), config.iterations)
         mapping.texts.copy_(class_texts(source))
         return mapping

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..registry import UserError, check_positive
-from .base import LabelMapping
+from .base import LabelMapping, check_texts
 from .refresh import RefreshConfig, Refreshed
 from .statistic import Statistic
 
@@ -73,10 +73,7 @@ class TextCountsMapping(Refreshed, LabelMapping):
     @classmethod
     def from_config(cls, config, source, class_names, seed) -> TextCountsMapping:
         labels = source.labels
-        if not labels.is_text:
-            raise UserError(
-                f"mapping.kind: {cls.kind} weighs texts; {source.name!r} has a closed label set and none"
-            )
+        check_texts(cls.kind, source)
         class_of = None if labels.is_grid else labels.class_of
         options = config.top_k, config.refresh, config.statistics
         return cls(len(labels), len(class_names), class_of, *options)

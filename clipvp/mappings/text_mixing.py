@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..config.schema import MappingConfig
 from ..registry import UserError
-from .base import LabelMapping
+from .base import LabelMapping, check_texts
 
 
 @dataclass
@@ -64,10 +64,7 @@ class TextMixingMapping(LabelMapping):
     @classmethod
     def from_config(cls, config, source, class_names, seed) -> TextMixingMapping:
         labels = source.labels
-        if not labels.is_text:
-            raise UserError(
-                f"mapping.kind: {cls.kind} mixes texts; {source.name!r} has a closed label set and none"
-            )
+        check_texts(cls.kind, source)
         class_of = None if labels.is_grid else labels.class_of
         return cls(len(labels), len(class_names), class_of, config.weights, config.classes)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..config.schema import MappingConfig
 from ..registry import UserError, check_choice, check_positive, nearest
-from .base import LabelMapping, Links
+from .base import LabelMapping, Links, check_texts
 
 POOLS = ("mean", "top_k_mean", "max")
 
@@ -90,10 +90,7 @@ class TextPoolMapping(LabelMapping):
     @classmethod
     def from_config(cls, config, source, class_names, seed) -> TextPoolMapping:
         labels = source.labels
-        if not labels.is_text:
-            raise UserError(
-                f"mapping.kind: {cls.kind} pools texts; {source.name!r} has a closed label set and none"
-            )
+        check_texts(cls.kind, source)
         names = list(dict.fromkeys(labels.groups)) or [""]
         class_of = None if labels.is_grid else labels.class_of
         group_of = [names.index(group) for group in labels.groups] if labels.groups else None

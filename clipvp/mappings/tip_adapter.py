@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config.schema import MappingConfig
-from ..registry import UserError, check_positive
-from .base import LabelMapping
+from ..registry import check_positive
+from .base import LabelMapping, check_texts
 from .feature_statistics import FeatureRows
 from .linear import class_texts
 
@@ -82,10 +82,7 @@ class TipAdapterMapping(LabelMapping):
 
     @classmethod
     def from_config(cls, config, source, class_names, seed) -> TipAdapterMapping:
-        if not source.labels.is_text:
-            raise UserError(
-                f"mapping.kind: {cls.kind} needs a CLIP; {source.name!r} has a closed label set and no texts"
-            )
+        check_texts(cls.kind, source)
         options = config.alpha, config.beta, config.train
         mapping = cls(source.num_features, len(class_names), 0, *options)
         mapping.texts.copy_(source.scale * class_texts(source).T)
