@@ -158,10 +158,6 @@ class PromptConfig(_Choice):
         PROMPTS.check(self.kind)
         check_positive("prompt.views", self.views)
         check_choice("prompt.view_by", self.view_by, ["clusters", "groups"])
-        if self.kind == "none" and self.views > 1:
-            raise UserError(
-                f"prompt.views: {self.views} prompts of kind none are one; give 1, or another kind"
-            )
 
 
 @dataclass

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from ..config.schema import MappingConfig
 from ..registry import UserError, check_positive
-from .base import LabelMapping
 from .feature_statistics import FeatureRows
+from .fitted_once import FittedOnce
 
 STRENGTHS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
 
@@ -41,7 +41,7 @@ class LogisticConfig(MappingConfig):
             raise UserError(f"mapping.folds: {self.folds} is not allowed; give 2 or more")
 
 
-class LogisticMapping(LabelMapping):
+class LogisticMapping(FittedOnce):
     """The linear probe: target logits are ``features @ weight + bias``, the optimum of penalised logistic regression.
 
     The features are standardised for the penalty, and that is folded into the weight.
@@ -55,7 +55,7 @@ class LogisticMapping(LabelMapping):
     Source: the linear probe of CLIP (arXiv 2103.00020), section 3.2, whose penalty is chosen too.
     """
 
-    kind, takes = "logistic", "features"
+    kind = "logistic"
 
     def __init__(
         self, num_source: int, num_target: int, strengths: Sequence[float] = STRENGTHS, folds: int = 4
@@ -72,12 +72,6 @@ class LogisticMapping(LabelMapping):
 
     def forward(self, outputs: Tensor) -> Tensor:
         return outputs @ self.weight + self.bias
-
-    def due(self, epoch: int) -> bool:
-        return epoch == 0
-
-    def statistic(self) -> FeatureRows:
-        return FeatureRows(self.num_source)
 
     def fit(self, statistic: FeatureRows) -> None:
         rows = (values.to(self.weight.device) for values in statistic.rows())

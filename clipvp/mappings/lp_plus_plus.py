@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from ..config.schema import MappingConfig
 from ..registry import check_positive
-from .base import LabelMapping, check_texts
+from .base import check_texts
 from .feature_statistics import FeatureRows
+from .fitted_once import FittedOnce
 from .linear import class_texts
 
 START = 250.0  # times the mean score of an image with the text of its class: where the text weights start
@@ -35,7 +36,7 @@ class LpPlusPlusConfig(MappingConfig):
         check_positive("mapping.iterations", self.iterations)
 
 
-class LpPlusPlusMapping(LabelMapping):
+class LpPlusPlusMapping(FittedOnce):
     """The target logit of class t is ``f @ (vector_t + alpha_t * text_t)``, f and the texts being L2-normalised.
 
     Fitted to the features of all n training images at once, by gradient steps on the mean cross-entropy. The vectors
@@ -50,7 +51,7 @@ class LpPlusPlusMapping(LabelMapping):
     Source: LP++ (arXiv 2404.02285). Its code takes the iteration that is best on validation images; here the last.
     """
 
-    kind, takes = "lp_plus_plus", "features"
+    kind = "lp_plus_plus"
 
     def __init__(self, num_source: int, num_target: int, iterations: int = 300):
         super().__init__(num_source, num_target, iterations=iterations)
@@ -68,12 +69,6 @@ class LpPlusPlusMapping(LabelMapping):
 
     def forward(self, outputs: Tensor) -> Tensor:
         return F.normalize(outputs, dim=1) @ (self.vectors + self.alpha[:, None] * self.texts).T
-
-    def due(self, epoch: int) -> bool:
-        return epoch == 0
-
-    def statistic(self) -> FeatureRows:
-        return FeatureRows(self.num_source)
 
     @torch.no_grad()
     def fit(self, statistic: FeatureRows) -> None:

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from ..config.schema import MappingConfig
 from ..registry import check_positive
-from .base import LabelMapping, check_texts
+from .base import check_texts
 from .feature_statistics import FeatureRows
+from .fitted_once import FittedOnce
 from .linear import class_texts
 
 ALPHAS = tuple(2.0**power for power in range(-3, 7))
@@ -41,7 +42,7 @@ class TipAdapterConfig(MappingConfig):
         check_positive("mapping.beta", self.beta)
 
 
-class TipAdapterMapping(LabelMapping):
+class TipAdapterMapping(FittedOnce):
     """Target logits are ``scale * f @ texts + alpha * exp(-beta * (1 - f @ keys)) @ classes``, f being L2-normalised.
 
     The keys are the L2-normalised features of the training images, and ``classes`` their classes, one-hot.
@@ -58,7 +59,7 @@ class TipAdapterMapping(LabelMapping):
     validation images; here they are chosen on the training images, before the keys train.
     """
 
-    kind, takes = "tip_adapter", "features"
+    kind = "tip_adapter"
 
     def __init__(
         self,
@@ -102,12 +103,6 @@ class TipAdapterMapping(LabelMapping):
             self.classes, outputs, self.num_target
         )
         return outputs @ self.texts + self.alpha * votes
-
-    def due(self, epoch: int) -> bool:
-        return epoch == 0
-
-    def statistic(self) -> FeatureRows:
-        return FeatureRows(self.num_source)
 
     @torch.no_grad()
     def fit(self, statistic: FeatureRows) -> None:

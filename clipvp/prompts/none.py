@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..config.schema import PromptConfig
+from ..registry import UserError
 from .base import VisualPrompt
 
 
@@ -16,6 +17,13 @@ class NoPromptConfig(PromptConfig):
     """The images as they are; the prompt trains nothing."""
 
     kind: str = "none"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.views > 1:
+            raise UserError(
+                f"prompt.views: {self.views} prompts of kind none are one; give 1, or another kind"
+            )
 
 
 class NoPrompt(VisualPrompt):

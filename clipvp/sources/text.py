@@ -65,8 +65,8 @@ def text_embeddings(
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             held.enter_context(FileLock(f"{path}.lock"))
-        except (OSError, NotImplementedError):  # no right to write, or a file system without locks
-            pass
+        except (OSError, NotImplementedError):
+            pass  # without a lock, runs that start together each encode; that they cannot write is warned of below
         found = _read(path, full_key, len(texts))
         if found is not None:
             return found
