@@ -1,8 +1,8 @@
 """Train on the first half of a task's classes, score both halves, and give the harmonic mean.
 
-    accelerate launch recipes/base_to_new.py --config recipes/configs/clip_quickstart.yaml --data.shots 16 --seed 1
+    clipvp base_to_new --config clip_quickstart --data.shots 16 --seed 1
 
-Takes the config of recipes/train.py. results.json of the run on the base classes also holds the scores, as
+Takes the config of clipvp train. results.json of the run on the base classes also holds the scores, as
 base_to_new. The prompt sees no image of a new class; a mapping by frequency counts the training images of the new
 classes, mapping.kind: identity (a CLIP with one template) needs none.
 """

@@ -1,8 +1,8 @@
 """Measure how fast training is, against the bare frozen network and against an epoch written the textbook way.
 
-    python recipes/benchmark.py --source timm:resnet18 --random-weights true --image-size 32 --json resnet18.json
-    python recipes/benchmark.py --source timm:vit_base_patch32_224 --random-weights true --prompt border --only step
-    python recipes/benchmark.py --only architectures --batch-size 32 --json architectures.json
+    clipvp benchmark --source timm:resnet18 --random-weights true --image-size 32 --json resnet18.json
+    clipvp benchmark --source timm:vit_base_patch32_224 --random-weights true --prompt border --only step
+    clipvp benchmark --only architectures --batch-size 32 --json architectures.json
 
 On a GPU add --precision bf16, and --data path/to/cifar10 --images 50000 for the epoch of CIFAR-10. What is compared
 takes turns in one process: a figure is a median over rounds, a ratio a median of each round's. --only step, or a list
@@ -37,20 +37,13 @@ What was tried, beside sharing the border and `mapping.statistics: running`, whi
         measured:  no; dropped, since the plain way is the graph that is exported and compiled
 """
 
-import re
-import sys
-
 from benchmark.config import BenchmarkConfig
 
 from clipvp.cli import parse, user_errors
 
 
 def main() -> None:
-    # --image-size is --image_size
-    arguments = [
-        re.sub(r"^--[\w-]+", lambda key: f"--{key[0][2:].replace('-', '_')}", given) for given in sys.argv[1:]
-    ]
-    config, _ = parse(__doc__, BenchmarkConfig, arguments)
+    config, _ = parse(__doc__, BenchmarkConfig)
     with user_errors():
         from benchmark.measure_all import run_benchmark
 

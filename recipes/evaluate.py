@@ -1,6 +1,8 @@
 """Score a saved prompt on a split of a task.
 
-accelerate launch recipes/evaluate.py --prompt runs/quickstart/prompt --data.name mnist5k [--split test]
+    clipvp evaluate runs/quickstart/prompt --data.name mnist5k [--split test]
+
+The first argument is --prompt. `accelerate launch -m clipvp evaluate ...` runs several processes.
 """
 
 from clipvp.cli import parse, user_errors
@@ -8,7 +10,7 @@ from clipvp.cli.evaluate import EvaluateConfig, score_prompt
 
 
 def main() -> None:
-    config, _ = parse(__doc__, EvaluateConfig)
+    config, _ = parse(__doc__, EvaluateConfig, positional="prompt")
     with user_errors():
         score_prompt(config)
 

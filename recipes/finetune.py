@@ -1,6 +1,6 @@
 """Full fine-tuning: every weight of the source trains, with a new head for the task's classes.
 
-    accelerate launch recipes/finetune.py --source.name offline:lite0 --data.name mnist5k --data.max_train 1000
+    clipvp finetune --source.name offline:lite0 --data.name mnist5k --data.max_train 1000
 
 The sections prompt and mapping are not used. Defaults are the paper's: Adam 1e-4, weight decay 5e-4, cosine
 per epoch. Images, in training and in testing, are only resized and cropped as the model's own preprocessing does.

@@ -1,10 +1,10 @@
 """ILM-VP as one readable loop: count, map, train the prompt, test. The library's own `fit` does the same, but faster.
 
-    python recipes/textbook.py --config recipes/configs/quickstart_ilm.yaml --train.epochs 3
+    clipvp textbook --config quickstart_ilm --train.epochs 3
 
 Plain PyTorch: every pass decodes every file, logits are kept whole, and the test set is scored each epoch. Of the
 library, only the frozen source, the task and the resizing of an image are used. Read it to see the method;
-recipes/benchmark.py measures the library against it. It prints loss and test accuracy of each epoch, saves nothing, and
+clipvp benchmark measures the library against it. It prints loss and test accuracy of each epoch, saves nothing, and
 does not use validation images.
 """
 

@@ -1,8 +1,10 @@
 """Train a visual prompt with a label mapping.
 
-    accelerate launch recipes/train.py --config recipes/configs/quickstart.yaml [--section.key value ...]
+    clipvp train --config quickstart [--method NAME] [--section.key value ...]
+    accelerate launch -m clipvp train --config quickstart
 
-`--print_config` shows the config that results, `--help` every key.
+`accelerate launch` runs several processes. `clipvp list configs` and `clipvp list methods` name what comes with the
+package; --config and --method take files too. `--print_config` shows the config that results, `--help` every key.
 """
 
 from clipvp.cli import parse, user_errors

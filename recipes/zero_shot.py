@@ -1,6 +1,6 @@
 """What a CLIP does without training: each template alone, their ensemble, and mappings without a prompt.
 
-    python recipes/zero_shot.py --source.name offline:lite0-minilm --source.canvas 128 --data.name mnist5k
+    clipvp zero_shot --source.name offline:lite0-minilm --source.canvas 128 --data.name mnist5k
 
 Every figure comes from one pass over the images, whose features are kept for other methods. The section prompt is not
 used; mapping.templates names the set. Leaves zero_shot.json in the output folder.
@@ -37,9 +37,7 @@ def main() -> None:
         classifier = build_classifier(config, task, accelerator.device)
         source = classifier.source
         if not source.labels.is_text:
-            raise UserError(
-                f"source.name: {source.name!r} has no text tower; recipes/zero_shot.py takes a CLIP"
-            )
+            raise UserError(f"source.name: {source.name!r} has no text tower; zero_shot takes a CLIP")
         progress = Progress(config.train.progress and accelerator.is_main_process)
         data = {
             split: with_outputs(

@@ -15,7 +15,7 @@ RECIPES = sorted(set((ROOT / "recipes").glob("*.py")) - {ROOT / "recipes" / "tex
 # The folders of the package, and the modules beside them. Each imports only from lines above its own.
 ORDER = [
     {"registry"},
-    {"files", "cpu"},
+    {"files", "cpu", "presets"},
     {"progress", "image_files", "pixels"},
     {"images"},
     {"config"},
@@ -170,3 +170,25 @@ def test_help_of_every_recipe_loads_nothing_heavy(recipe):
     assert loaded.split() == []
     first = recipe.read_text(encoding="utf-8").split('"""')[1].strip().splitlines()[0]
     assert first in text  # the recipe's own first line, unbroken
+
+
+VERB = f"""
+import sys
+from clipvp.cli.main import main
+try:
+    main(sys.argv[1:])
+except SystemExit as end:
+    assert not end.code, end.code
+print("LOADED", end="")
+{LOADED}
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["--help", "train --help", "list methods", "list configs", "train --config quickstart --print_config"],
+)
+def test_commands_that_only_say_something_load_nothing_heavy(command):
+    done = run_python(VERB, *command.split())
+    text, _, loaded = done.stdout.rpartition("LOADED")
+    assert done.returncode == 0 and text.strip() and loaded.split() == [], done.stderr

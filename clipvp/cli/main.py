@@ -1,4 +1,4 @@
-"""The console script ``clipvp``: the verbs that need no launcher.
+"""The console script ``clipvp``: a verb for each recipe, which runs the recipe itself, and the verbs of ``verbs.py``.
 
 Each verb imports what it needs when it is called, so that ``--help`` and a mistyped word cost nothing.
 """
@@ -9,12 +9,13 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib.util import module_from_spec, spec_from_file_location
 
 from .. import __version__
+from ..config.parse import with_underscores
 from ..config.plugins import load_plugins
-from .command_line import fail, parse, prepare_console, user_errors
-
-_EVALUATE = "evaluate"  # its options are the data section's, read as the recipes read theirs
+from ..presets import FOLDER, header, recipes
+from .command_line import fail, prepare_console, user_errors
 
 
 class _Parser(argparse.ArgumentParser):
@@ -25,9 +26,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="clipvp", description="Use and look at visual prompts.", allow_abbrev=False)
+    parser = _Parser(prog="clipvp", description="Train, use and look at visual prompts.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"clipvp {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, path in recipes().items():
+        verbs.add_parser(name, help=header(path))
 
     def verb(
         name: str,
@@ -75,8 +78,12 @@ def build_parser() -> argparse.ArgumentParser:
     texts.add_argument("--class", dest="wanted", metavar="NAME", help="list the texts of one class")
     texts.add_argument("--json", action="store_true", help="print JSON")
     names = verb("list", "List what can be named in a config.", prompt=False)
-    names.add_argument("what", choices=["sources", "tasks", "templates", "prompts", "mappings"])
-    verbs.add_parser(_EVALUATE, help="Score a prompt on a task: PROMPT --data.name NAME; see its --help.")
+    names.add_argument(
+        "what", choices=["configs", "methods", "sources", "tasks", "templates", "prompts", "mappings"]
+    )
+    copied = verb("copy-recipe", "Copy a recipe, a config or a method, to read and change it.", prompt=False)
+    copied.add_argument("name", metavar="NAME", help="train, quickstart, paper/resnet18, blm_plus, ...")
+    copied.add_argument("folder", metavar="FOLDER", nargs="?", default=".", help="where to (.)")
     cache = verb(
         "cache", "List or remove decoded images, text embeddings and features on disk.", prompt=False
     )
@@ -102,25 +109,33 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def run_recipe(name: str, arguments: Sequence[str]) -> None:
+    """Run a recipe as ``python recipes/NAME.py`` does: its folder is searched for what it imports."""
+    spec = spec_from_file_location(f"clipvp_recipe_{name}", FOLDER / f"{name}.py")
+    module = sys.modules[spec.name] = module_from_spec(spec)
+    before = sys.argv, sys.path[:]
+    sys.argv = [f"clipvp {name}", *arguments]
+    sys.path.insert(0, str(FOLDER))
+    try:
+        spec.loader.exec_module(module)
+        module.main()
+    finally:
+        sys.argv, sys.path[:] = before
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments[:1] == [_EVALUATE]:
-        from .evaluate import EvaluateConfig, score_prompt
-
-        given = arguments[1:]
-        given = ["--prompt", *given] if given and not given[0].startswith("-") else given
-        config, _ = parse("Score a prompt on a task: PROMPT --data.name NAME", EvaluateConfig, given)
-        with user_errors():
-            score_prompt(config)
+    if arguments and (name := arguments[0].replace("-", "_")) in recipes():
+        run_recipe(name, arguments[1:])
         return
     prepare_console()
-    options = vars(build_parser().parse_args(arguments))
+    options = vars(build_parser().parse_args(with_underscores(arguments)))
     with user_errors():
         from .verbs import VERBS
 
         try:
             load_plugins(options.pop("plugins", []))
-            VERBS[options.pop("verb")](**options)
+            VERBS[options.pop("verb").replace("-", "_")](**options)
             sys.stdout.flush()
         except BrokenPipeError:  # the reader of the output has closed it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

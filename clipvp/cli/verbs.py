@@ -12,6 +12,7 @@ from tabulate import tabulate
 from ..artifact.format import WEIGHTS, find_artifact, read_config
 from ..data.catalog import TASK_TABLE
 from ..data.loaders.files import printable
+from ..presets import configs, copy_preset, header, methods
 from ..registry import MAPPINGS, PROMPTS, TASKS, UserError
 from ..results.tables import MAPPING_COLUMNS, MOST_LINKS, mapping_rows, mapping_table, percent, scores_table
 
@@ -131,6 +132,9 @@ def list_names(what: str) -> None:
         _print_table(rows, ["set", "templates", "the first"], "lrl")
     elif what == "tasks":
         _list_tasks()
+    elif what in ("configs", "methods"):
+        found = {"configs": configs, "methods": methods}[what]()
+        print(tabulate([[name, header(path)] for name, path in found.items()], tablefmt="plain"))
     else:
         print("\n".join({"prompts": PROMPTS, "mappings": MAPPINGS}[what].names()))
 
@@ -150,6 +154,14 @@ def _list_tasks() -> None:
     print(
         "or a folder of images or with CoOp's split file, a .parquet or .csv file, or a hub data set ORG/NAME"
     )
+
+
+def copy_recipe(name: str, folder: str) -> None:
+    written = copy_preset(name, folder)
+    print("\n".join(map(str, written)))
+    first = written[0]
+    option = "--method" if name.removeprefix("methods/") in methods() else "--config"
+    print(f"run it:  {f'python {first}' if first.suffix == '.py' else f'clipvp train {option} {first}'}")
 
 
 def cache(shown: bool, clear: bool, only: str | None, cache_dir: str | None) -> None:
@@ -206,6 +218,7 @@ VERBS = {
     "map": show_mapping,
     "texts": show_texts,
     "list": list_names,
+    "copy_recipe": copy_recipe,
     "cache": cache,
     "env": env,
     "export": export,

@@ -1,7 +1,8 @@
 """Configs from YAML files, dotted command line options and nested dictionaries, all read by jsonargparse.
 
 Some keys choose which other keys exist (``schema.SECTIONS``), and plug-ins add choices. So the choices are looked up
-first, and then everything is read with the keys that they allow. A key of a file that belongs to another choice, such
+first, and then everything is read with the keys that they allow. ``--config`` and ``--method`` take files, or names of
+those that come with the package. A key of a file that belongs to another choice, such
 as a border's width beside ``kind: padding``, is ignored, so that files can be combined; on the command line it is an
 error.
 """
@@ -22,6 +23,7 @@ import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from ..files import read_text
+from ..presets import find_config, find_method
 from ..registry import UserError
 from .plugins import load_plugins
 from .schema import SECTIONS, RunConfig
@@ -51,6 +53,7 @@ def parse(
     arguments: Sequence[str] | None = None,
     defaults: dict[str, Any] | None = None,
     extend: Callable[[ArgumentParser], None] | None = None,
+    positional: str | None = None,
 ) -> tuple[Config, Any]:
     """Read a config from ``--config FILE`` and ``--section.key value``.
 
@@ -60,6 +63,7 @@ def parse(
         arguments: The command line; the program's own when None.
         defaults: Dotted keys and the values that replace the config's own defaults.
         extend: Adds options beyond the config to the parser.
+        positional: The key that a first argument without dashes is the value of.
 
     Returns:
         The config, and the namespace with the other options.
@@ -67,14 +71,24 @@ def parse(
     Raises:
         UserError: Something given is not allowed.
     """
-    arguments = [*(sys.argv[1:] if arguments is None else arguments)]
+    arguments = with_underscores(sys.argv[1:] if arguments is None else arguments)
+    if positional is not None and arguments and not arguments[0].startswith("-"):
+        arguments.insert(0, f"--{positional}")
+    takes_method = any(item.name == "mapping" for item in fields(config_class))
+    arguments = _with_presets(arguments, takes_method)
     given = {**(defaults or {}), **_given(arguments)}
     load_plugins(_listed(given.get("plugins")))
     choices = _choose(config_class, given)
     parser = choices.parser(description)
     parser.add_argument(
-        "--config", action="config", help="YAML file; what follows on the command line overrides it."
+        "--config", action="config", help="YAML file or name; what follows on the command line overrides it."
     )
+    if takes_method:
+        parser.add_argument(
+            "--method",
+            default=argparse.SUPPRESS,
+            help="YAML file or name of a method, read after every --config.",
+        )
     if extend is not None:
         extend(parser)
     choices.add_to(parser)
@@ -109,6 +123,38 @@ def from_dict(values: dict[str, Any], config_class: type[Config] = RunConfig) ->
     choices.add_to(parser)
     own = choices.without_others(values)
     return choices.build(parser, lambda: parser.parse_object(choices.with_texts(own, own)))[0]
+
+
+def with_underscores(arguments: Sequence[str]) -> list[str]:
+    """Return a command line with underscores in the names of its options: ``--image-size`` is ``--image_size``."""
+    return [
+        re.sub(r"^--[\w.-]+", lambda name: f"--{name[0][2:].replace('-', '_')}", given) for given in arguments
+    ]
+
+
+def _with_presets(arguments: list[str], takes_method: bool) -> list[str]:
+    """Return a command line with the files of ``--config``, and ``--method`` as one more of them, after the last."""
+    kept: list[str] = []
+    methods: list[str] = []
+    after = 0  # where the last --config ends
+    last = [
+        argument for argument in arguments if argument == "--print_config"
+    ]  # it shows what was read before it
+    waiting = (argument for argument in arguments if argument != "--print_config")
+    for argument in waiting:
+        key, equals, value = argument.partition("=")
+        if key == "--config" or (key == "--method" and takes_method):
+            value = value if equals else next(waiting, None)
+            if value is None:
+                kept.append(argument)
+            elif key == "--config":
+                kept += [key, find_config(value)]
+                after = len(kept)
+            else:
+                methods += ["--config", find_method(value)]
+        else:
+            kept.append(argument)
+    return [*kept[:after], *methods, *kept[after:], *last]
 
 
 def _options(arguments: Sequence[str]) -> Iterator[tuple[int, str, str]]:
