@@ -69,6 +69,11 @@ class Task:
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    @property
+    def test_hash(self) -> str:
+        """The same wherever the same images test, by place, whatever trains and validates."""
+        return _hash(list(self.class_names), {"test": self.test})
+
     def images(self, split: str) -> ImageSet:
         """Return the images of train, val or test; or all of them, where the data has no splits of its own.
 

@@ -117,6 +117,10 @@ class LabelMapping(nn.Module, ABC):
         weight, index = matrix.detach().T.cpu().topk(min(k, self.num_source), dim=1)
         return Links(index.where(weight != 0, -1), weight)
 
+    def num_fitted(self) -> int:
+        """Return how many numbers ``fit`` sets once and for all, such as a solved head's; 0 where they train on."""
+        return 0
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the parameters that train by group, for ``optim.groups``; each in one group."""
         return {"mapping": [parameter for parameter in self.parameters() if parameter.requires_grad]}

@@ -16,3 +16,8 @@ class FittedOnce(LabelMapping):
 
     def statistic(self) -> FeatureRows:
         return FeatureRows(self.num_source)
+
+    def num_fitted(self) -> int:
+        if any(parameter.requires_grad for parameter in self.parameters()):
+            return 0
+        return sum(value.numel() for value in self.state_dict().values() if value.is_floating_point())

@@ -135,6 +135,10 @@ class LinearMapping(LabelMapping):
     def due(self, epoch: int) -> bool:
         return epoch == 0 and (self.standardise or self.start in _FITTED)
 
+    def num_fitted(self) -> int:
+        fits = self.start in _FITTED and not self.weight.requires_grad
+        return self.start_weight.numel() + self.start_bias.numel() if fits else 0
+
     def statistic(self) -> FeatureSums | FeatureRows | None:
         if self.start == "probe":
             return FeatureRows(self.num_source)

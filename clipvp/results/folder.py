@@ -17,8 +17,8 @@ from . import lock
 
 CONFIG, METRICS, RESULTS = "config.yaml", "metrics.jsonl", "results.json"
 CHECKPOINTS, PROMPT, PLOTS, LOGS = "checkpoints", "prompt", "plots", "logs"
-PROMPT_AVERAGE, PAGE = "prompt_average", "report.html"
-_ALL = (CONFIG, METRICS, RESULTS, CHECKPOINTS, PROMPT, PROMPT_AVERAGE, PLOTS, LOGS, PAGE)
+PROMPT_AVERAGE, PAGE, CORRECT = "prompt_average", "report.html", "correct.json"
+_ALL = (CONFIG, METRICS, RESULTS, CORRECT, CHECKPOINTS, PROMPT, PROMPT_AVERAGE, PLOTS, LOGS, PAGE)
 
 
 class RunFolder:

@@ -136,6 +136,7 @@ def build_results(
             "world_size": accelerator.num_processes,
             "peak_memory_bytes": peak_memory(accelerator.device),
             "trainable_parameters": classifier.num_trainable(),
+            "fitted_numbers": mapping.num_fitted(),
         },
         "data": task.describe(),
         "config": settings_of(config),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from ..config.schema import DataConfig
@@ -32,6 +33,7 @@ class EvalResult:
         counts: Of images by top-1 source label and true class.
         scored: Which images were scored, for people.
         class_names: The classes that were chosen from, in the order of the confusion matrix.
+        correct: bool (n,), which images were right, in the split's order; None where that is not known.
     """
 
     acc1: float
@@ -42,6 +44,7 @@ class EvalResult:
     counts: Counts
     scored: str = ""
     class_names: list[str] = field(default_factory=list)
+    correct: Tensor | None = None
 
     def to_dict(self) -> dict:
         return {name: getattr(self, name) for name in ("acc1", "acc5", "mean_per_class_recall", "n")}
@@ -66,12 +69,15 @@ class Scores:
         # Predicted class by true class.
         self.confusion = torch.zeros(num_target, num_target, dtype=torch.int64, device=device)
         self.in_five = torch.zeros((), dtype=torch.int64, device=device)
+        self.correct: list[Tensor] = []
 
     def add(self, source_logits: Tensor | None, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: source logits (B, S) where there are any, target logits (B, T), classes (B,)."""
         if source_logits is not None:
             self.counts.add(source_logits, labels)
-        cells = logits.argmax(1) * logits.shape[1] + labels
+        predicted = logits.argmax(1)
+        self.correct.append(predicted == labels)
+        cells = predicted * logits.shape[1] + labels
         self.confusion.view(-1).index_add_(0, cells, torch.ones_like(cells))
         if logits.shape[1] > 5:
             self.in_five += (logits.topk(5, dim=1).indices == labels[:, None]).sum()
@@ -82,6 +88,9 @@ class Scores:
         confusion, in_five = (
             accelerator.reduce(value, "sum").cpu() for value in (self.confusion, self.in_five)
         )
+        # Each process has a run of batches, and the runs are in the order of the processes.
+        own = torch.cat([torch.zeros(0, dtype=torch.bool), *(part.cpu() for part in self.correct)])
+        correct = torch.cat(gather_object([own]))
         confusion = confusion.T.contiguous()
         totals, hits = confusion.sum(1), confusion.diagonal()
         n, present = int(totals.sum()), totals > 0
@@ -92,6 +101,7 @@ class Scores:
             n=n,
             confusion=confusion,
             counts=counts,
+            correct=correct,
         )
 
 

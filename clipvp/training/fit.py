@@ -24,6 +24,7 @@ from ..data.task import Task
 from ..model import PromptedClassifier
 from ..progress import Clock, Progress
 from ..registry import UserError
+from ..results.correct import pack, write_correct
 from ..results.folder import CHECKPOINTS, PROMPT, PROMPT_AVERAGE, RESULTS, RunFolder
 from ..results.record import VISUAL_PROMPT, build_results, epoch_line, saved_results
 from ..scoring.scores import EvalResult
@@ -240,6 +241,13 @@ def _fit(
     with fail_together(accelerator):
         if classifier.source_is_frozen:
             _save_prompts(classifier, run, results, average, test)
+        if run.writes:
+            right = {f"test.{name}": pack(result.correct) for name, result in test.items()}
+            if (
+                state.best is not None and "correct" in state.best
+            ):  # a checkpoint of an earlier version has none
+                right["val.best"] = state.best["correct"]
+            write_correct(run.path, task.split_hash, task.test_hash, right)
         run.write_results(results)
     tracking.end(classifier, test[results["saved_prompt"] or "last"], results["metrics"], state.epoch)
     accelerator.wait_for_everyone()

@@ -23,6 +23,7 @@ from ..mappings.statistic import Statistic, sum_over_processes
 from ..model import PromptedClassifier
 from ..progress import Progress
 from ..registry import GRADIENTS, UserError
+from ..results.correct import pack
 from ..scoring.scores import EvalResult, score
 from .optim import ScheduledOptimizer, lr_at
 from .state import State
@@ -205,7 +206,8 @@ class Trainer:
     def keep_best(self, result: EvalResult) -> None:
         """Keep a copy of what trains, if it validates better than ever before."""
         if self.state.best is None or result.acc1 > self.state.best["acc1"]:
-            self.state.best = {"epoch": self.state.epoch + 1, **result.to_dict()}
+            right = {"correct": pack(result.correct)}
+            self.state.best = {"epoch": self.state.epoch + 1, **result.to_dict(), **right}
             self.best_state = copied(self.classifier.trained_state())
 
     def _trained(self) -> Iterator[tuple[str, Tensor]]:
