@@ -1,4 +1,4 @@
-"""The plug-ins of docs/extend.md work from a folder outside the package: in recipes, verbs, artefacts and reports."""
+"""The plug-ins of docs/pages/extend.md work from a folder outside the package: in recipes, verbs, artefacts and reports."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from conftest import write_image_folder
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "pages" / "extend.md").read_text(encoding="utf-8")
 
 
 def run(*command: str, cwd: Path, code: int = 0) -> subprocess.CompletedProcess:

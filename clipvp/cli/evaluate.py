@@ -24,7 +24,7 @@ class EvaluateConfig:
         precision: Arithmetic of the frozen part (fp32, bf16, fp16).
         seed: The seed of a carved validation split or of a few-shot choice.
         json: File to write the scores to.
-        plugins: Python files or modules that register methods of your own; see docs/extend.md.
+        plugins: Python files or modules that register methods of your own; see docs/pages/extend.md.
     """
 
     prompt: str = ""

@@ -414,7 +414,7 @@ class RunConfig:
         output: Folder of the run; runs/TASK-SOURCE-seedN when empty.
         resume: auto goes on from the newest whole checkpoint in the output folder, or starts if there is none.
         overwrite: Remove the run that the output folder holds.
-        plugins: Python files or modules that register methods of your own; see docs/extend.md.
+        plugins: Python files or modules that register methods of your own; see docs/pages/extend.md.
     """
 
     source: SourceConfig = field(default_factory=SourceConfig)
