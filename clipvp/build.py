@@ -81,6 +81,17 @@ def build_classifier(
 
     Raises:
         UserError: Parts of the config do not fit the source or the task.
+
+    >>> from clipvp import RunConfig, build_classifier, load_task
+    >>> from clipvp.config import DataConfig, PromptConfig, SourceConfig
+    >>> config = RunConfig(
+    ...     source=SourceConfig(name="offline:lite0", canvas=64),
+    ...     prompt=PromptConfig(kind="padding", image_size=32),
+    ...     data=DataConfig(name="digits"),
+    ... )
+    >>> classifier = build_classifier(config, load_task(config.data))
+    >>> classifier.num_trainable()  # 3 x (64 x 64 - 32 x 32)
+    9216
     """
     names, whole = task.class_names, config.data.classes == "all"
     labels = partial(text_label_space, config.mapping, names, config.seed, surplus=whole)

@@ -232,6 +232,11 @@ def load_task(
 
     Raises:
         UserError: The task is not found, or does not fit: the message says what would.
+
+    >>> from clipvp import load_task
+    >>> task = load_task("digits")
+    >>> task.num_classes, task.class_names[:3]
+    (10, ['zero', 'one', 'two'])
     """
     config = DataConfig(name=data) if isinstance(data, str) else data
     raw = _load_raw(config)

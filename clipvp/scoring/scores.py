@@ -160,6 +160,19 @@ def evaluate(
 
     Raises:
         UserError: The task has no such split, or other classes.
+
+    >>> from clipvp import RunConfig, build_classifier, evaluate, load_task
+    >>> from clipvp.config import DataConfig, MappingConfig, PromptConfig, SourceConfig
+    >>> config = RunConfig(
+    ...     source=SourceConfig(name="offline:lite0", canvas=32),
+    ...     prompt=PromptConfig(kind="none"),
+    ...     mapping=MappingConfig(kind="random"),
+    ...     data=DataConfig(name="digits", max_test=20),
+    ... )
+    >>> task = load_task(config.data)
+    >>> result = evaluate(build_classifier(config, task), task, progress=False)
+    >>> result.n, 0 <= result.acc1 <= 1
+    (20, True)
     """
     check_choice("among", among, ["prompt", "task"])
     if not isinstance(task, Task):

@@ -60,6 +60,11 @@ def load_source(
 
     Raises:
         UserError: An unknown name, a model that cannot be loaded, or a canvas that it does not take.
+
+    >>> from clipvp import load_source
+    >>> source = load_source("offline:lite0", canvas=64)
+    >>> source.canvas, len(source.labels), source.num_features
+    ((64, 64), 1000, 1280)
     """
     scheme, colon, model = name.partition(":")
     if not colon or scheme not in SOURCES:
