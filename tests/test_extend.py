@@ -1,4 +1,4 @@
-"""The plug-ins of docs/pages/extend.md work from a folder outside the package: in recipes, verbs, artefacts and reports."""
+"""The plug-ins of the page Extend work from a folder outside the package: in recipes, verbs, artefacts, reports."""
 
 import json
 import os
