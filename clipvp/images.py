@@ -161,8 +161,30 @@ def _read_file(file: Any, path: str, *how: Any) -> Image.Image:
         return image_to_rgb(image, *how)
 
 
+class _Reads:
+    """Base of what makes pixels of an image as ``reading`` says."""
+
+    reading: Reading
+
+    def read(
+        self, image: Any, name: str | None = None, report: Callable[[str], None] | None = None
+    ) -> np.ndarray:
+        """Return the pixels, uint8 (h, w, 3), of anything that ``to_rgb`` takes."""
+        bits, background = self.reading.bits, self.reading.background
+        return self(to_rgb(image, name, bits=bits, background=background, report=report))
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        raise NotImplementedError
+
+    def _to_dict(self) -> dict[str, Any]:
+        values = asdict(self)
+        if self.reading == Reading():
+            del values["reading"]
+        return values
+
+
 @dataclass(frozen=True)
-class Resize:
+class Resize(_Reads):
     """How an image of any size becomes pixels of one size.
 
     Args:
@@ -206,31 +228,63 @@ class Resize:
         top, left = whole((h - self.size[0]) / 2), whole((w - self.size[1]) / 2)
         return np.array(image.crop((left, top, left + self.size[1], top + self.size[0])))
 
-    def read(
-        self, image: Any, name: str | None = None, report: Callable[[str], None] | None = None
-    ) -> np.ndarray:
-        """Return the pixels, uint8 (h, w, 3), of anything that ``to_rgb`` takes."""
-        bits, background = self.reading.bits, self.reading.background
-        return self(to_rgb(image, name, bits=bits, background=background, report=report))
-
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         # timm rounds down; the small term mends quotients such as 224 / (224 / 354) = 353.99999999999994.
         h, w = (math.floor(side / self.crop_pct + 1e-6) for side in self.size)
         if self.rule == "squash":
             return h, w
         if h == w:
-            short, long = min(height, width), max(height, width)
-            return (h, int(h * long / short)) if height == short else (int(h * long / short), h)
+            return with_short_side(height, width, h)
         ratio = min(height / h, width / w)
         return round(height / ratio), round(width / ratio)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON; ``reading`` where it says something."""
-        values = {**asdict(self), "size": list(self.size)}
-        if self.reading == Reading():
-            del values["reading"]
-        return values
+        return {**self._to_dict(), "size": list(self.size)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Resize:
         return cls(**{**values, "reading": Reading(**values.get("reading", {}))})
+
+
+def with_short_side(height: int, width: int, side: int) -> tuple[int, int]:
+    """Return height and width where the shorter side becomes ``side``; the longer one is rounded down."""
+    long = int(side * max(height, width) / min(height, width))
+    return (side, long) if height <= width else (long, side)
+
+
+@dataclass(frozen=True)
+class Shrink(_Reads):
+    """How an image is kept at its own size, or at a smaller one of about the same shape.
+
+    Args:
+        side: Most pixels of the shorter side; a longer one is reduced to it, a shorter one stays. Where the image would
+            then have more than ``4 * side**2`` pixels, both sides are reduced further.
+        interpolation: As for ``Resize``.
+        reading: What the images' files do not say.
+    """
+
+    side: int
+    interpolation: str = "bicubic"
+    reading: Reading = Reading()
+
+    @property
+    def most_pixels(self) -> int:
+        return 4 * self.side**2
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """Return the pixels of a PIL RGB image: uint8, shape (h, w, 3)."""
+        h, w = image.height, image.width
+        if min(h, w) > self.side:
+            h, w = with_short_side(h, w, self.side)
+        if h * w > self.most_pixels:
+            share = math.sqrt(self.most_pixels / (h * w))
+            h, w = max(1, int(h * share)), max(1, int(w * share))
+            h, w = min(h, self.most_pixels), min(w, self.most_pixels // h)
+        if (w, h) != image.size:
+            image = image.resize((w, h), Image.Resampling[self.interpolation.upper()])
+        return np.array(image)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON; ``reading`` where it says something."""
+        return {**self._to_dict(), "rule": "at most"}

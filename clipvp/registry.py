@@ -223,6 +223,9 @@ AUGMENTATIONS = Registry(
         "none": Entry("clipvp.data.augment.basic", "none"),
         "flip": Entry("clipvp.data.augment.basic", "flip"),
         "crop_flip": Entry("clipvp.data.augment.basic", "crop_flip"),
+        "random_resized_crop": Entry("clipvp.data.augment.crops", "random_resized_crop"),
+        "short_side_crop": Entry("clipvp.data.augment.crops", "short_side_crop"),
+        "squash_crop": Entry("clipvp.data.augment.crops", "squash_crop"),
         "trivial": Entry("clipvp.data.augment.trivial", "trivial"),
     },
 )

@@ -223,6 +223,8 @@ class DataConfig(_Choice):
         val_split: Split to validate on; carved when empty and the task has none; none uses no split.
         test_split: Split to test on; none uses no split, and the test images are carved from train.
         cache_dir: Folder of decoded images; the user's cache folder when empty.
+        cache_side: Most pixels of the shorter side of decoded originals, which train.augment crops from; larger images
+            are reduced to it.
     """
 
     name: str = "mnist5k"
@@ -246,11 +248,12 @@ class DataConfig(_Choice):
     val_split: str | None = None
     test_split: str | None = None
     cache_dir: str | None = None
+    cache_side: int = 256
 
     def __post_init__(self):
         check_choice("data.on_error", self.on_error, ["raise", "skip"])
         check_choice("data.classes", self.classes, ["all", "base", "new"])
-        for name in ("shots", "max_train", "max_test"):
+        for name in ("shots", "max_train", "max_test", "cache_side"):
             check_positive(f"data.{name}", getattr(self, name))
         if not 0 <= self.val < 1:
             raise UserError(f"data.val: {self.val} is not a share; give a number from 0 to below 1")
@@ -330,8 +333,10 @@ class TrainConfig(_Choice):
         batch_size: Images a step, over all processes and parts.
         gradient_accumulation_steps: Parts in which a process takes its images of a step, for less memory; the step
             stays the same up to rounding. With a frozen source, equal processes times parts give the same bits.
-        augment: Random changes of the training images, drawn again each epoch: none, flip, crop_flip (a random part,
-            resized, and flip) or trivial (TrivialAugment). Counting passes and scores use the images unchanged.
+        augment: Random changes of the training images, drawn again each epoch: none, flip, crop_flip (a random part of
+            the small image, resized, and flip), trivial (TrivialAugment); or of the decoded originals, each with flip:
+            random_resized_crop, squash_crop (resized to 32 pixels more, then a random part), short_side_crop (the
+            shorter side resized, then a random part). Counting passes and scores use the images unchanged.
         feature_views: Augmented views of each training image whose features are computed once and then used in turn, an
             epoch each, where nothing but the mapping trains; when empty, augmented images are encoded anew each epoch.
         gradient: A registered gradient rule: backpropagation or a plug-in's.
@@ -387,7 +392,7 @@ class TrainConfig(_Choice):
             check_positive(f"train.{name}", getattr(self, name))
         if self.feature_views and self.augment == "none":
             raise UserError(
-                f"train.feature_views: {self.feature_views} needs train.augment: flip, crop_flip or trivial; "
+                f"train.feature_views: {self.feature_views} needs train.augment: crop_flip or another kind; "
                 "with none, all views are the same"
             )
         if self.average and (self.patience or self.average > self.epochs):

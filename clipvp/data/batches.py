@@ -6,14 +6,15 @@ same for any number of processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from .augment.basic import epoch_augmentation
+from .augment.basic import EpochAugmentation, epoch_augmentation
+from .originals import OriginalImages
 from .sets import ImageTensors
 
 # Images stay on the accelerator when they take at most this share of its free memory.
@@ -26,9 +27,15 @@ class Batches:
     Args:
         tensors: The images and labels of a split.
         accelerator: The device, this process and how many share each batch.
+        originals: The same images undiminished, for an augmentation that takes them.
     """
 
-    def __init__(self, tensors: ImageTensors, accelerator: Accelerator):
+    def __init__(
+        self, tensors: ImageTensors, accelerator: Accelerator, originals: OriginalImages | None = None
+    ):
+        if originals is not None and len(originals) != len(tensors):
+            raise ValueError(f"{len(originals)} originals for {len(tensors)} images")
+        self.originals = originals
         self.skipped = tensors.skipped
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.device = accelerator.device
@@ -42,18 +49,21 @@ class Batches:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(
-        self, indices: Tensor, augment: Callable[[Tensor, Tensor], Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def take(self, indices: Tensor, augment: EpochAugmentation | None = None) -> tuple[Tensor, Tensor]:
         """Return the images (B, 3, h, w), float32 in [0, 1], and labels (B,) at ``indices``, on the device.
 
         Args:
             indices: (B,), on the CPU.
             augment: What changes the images, from ``augmentation``.
         """
+        labels = self.labels[indices.to(self.labels.device)]
+        if augment is not None and augment.takes_originals and len(indices):
+            if self.originals is None:
+                raise ValueError("this augmentation takes originals, and these batches have none")
+            images = augment(self.originals.batch(indices, self.device), indices)
+            return images.to(torch.float32).div_(255), labels.to(self.device)
         places = indices if self.rows is None else self.rows[indices]
         images = self.images[places.to(self.images.device)]
-        labels = self.labels[indices.to(self.labels.device)]
         if images.device.type != self.device.type:  # of many processes on a CPU, the device is cpu:0
             if self.device.type == "cuda":
                 images, labels = images.pin_memory(), labels.pin_memory()

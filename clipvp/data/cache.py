@@ -1,6 +1,7 @@
 """The cache of decoded images: pixels of one base data set at one size, on disk, each with a checksum.
 
-An entry is a folder with three files. ``pixels.u8`` holds (base size, h, w, 3) bytes, sparse where the system can.
+An entry is a folder with three files. ``pixels.u8`` holds (base size, h, w, 3) bytes, sparse where the system can; of
+images of any size (``Shrink``) it holds one place of equal size for each, with what ``pack`` gives at its start.
 ``crc.u64`` holds for each image its CRC-32 plus 2**32, or 0 while the image is absent; bit 33 + n says that decoding it
 gave notice n of ``clipvp.pixels.NOTICES``. ``entry.json`` says what it is. Runs that write one entry at the same time
 write the same bytes, and an image whose checksum differs counts as absent, so no lock is needed and an interrupted run
@@ -16,6 +17,7 @@ import math
 import os
 import re
 import zlib
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,15 +25,17 @@ from typing import Any
 import numpy as np
 
 from ..files import CacheEntry, cache_root, remove_asides, write_atomic, write_json
-from ..images import Resize
+from ..images import Resize, Shrink
 
 FORMAT = 3  # raise it when the meaning of an entry's bytes changes: old entries are then not used
 ABANDONED = 3600.0  # seconds; files here take milliseconds to write, so an older unfinished one is abandoned
 PRESENT = 1 << 32  # tells an image whose CRC is 0 from an absent one
+_HEAD = 8  # bytes of height and width before the pixels of an image of any size
+_PAGE = 4096  # places of images of any size start at whole pages, so that the file has holes between them
 
 
 class Entry:
-    """The decoded images of one base data set at one size; a context manager that holds its files open.
+    """The decoded images of one base data set, resized in one way; a context manager that holds its files open.
 
     Args:
         cache_dir: See ``cache_root``.
@@ -44,14 +48,25 @@ class Entry:
         OSError: The folder cannot be written, or the disk is full (from every method).
     """
 
-    def __init__(self, cache_dir: str | Path | None, name: str, fingerprint: str, count: int, resize: Resize):
+    def __init__(
+        self,
+        cache_dir: str | Path | None,
+        name: str,
+        fingerprint: str,
+        count: int,
+        resize: Resize | Shrink,
+    ):
         identity = {"format": FORMAT, "fingerprint": fingerprint, "count": count, "resize": resize.to_dict()}
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
         self.folder = cache_root(cache_dir) / "images" / key
         self.folder.mkdir(parents=True, exist_ok=True)
         with suppress(OSError):  # a read-only cache is tidied by its owner
             remove_asides(self.folder, older_than=ABANDONED)
-        self._shape = (count, *resize.size, 3)
+        self._any_size = isinstance(resize, Shrink)
+        if isinstance(resize, Shrink):
+            self._shape = (count, -(-(_HEAD + 3 * resize.most_pixels) // _PAGE) * _PAGE)
+        else:
+            self._shape = (count, *resize.size, 3)
         known = _read_json(self.folder / "entry.json")
         if {field: known.get(field) for field in identity} != identity:
             for file in ("pixels.u8", "crc.u64"):  # of another entry or damaged
@@ -78,28 +93,53 @@ class Entry:
         pixels = self.pixels()
         good = self._crc_of[indices] != 0
         for row in np.flatnonzero(good):
-            good[row] = _checksum(pixels[indices[row]]) == int(self._crc_of[indices[row]]) % (2 * PRESENT)
+            image = pixels[indices[row]]
+            if self._any_size:
+                image = image[: _HEAD + math.prod(_size(image)) * 3]
+            good[row] = _checksum(image) == int(self._crc_of[indices[row]]) % (2 * PRESENT)
         return good
 
     def notices(self, indices: np.ndarray) -> np.ndarray:
         """Return the notices of images of the base as bits, (n,) uint64."""
         return self._crc_of[indices] >> np.uint64(33)
 
-    def write(self, indices: np.ndarray, pixels: np.ndarray, notices: np.ndarray) -> None:
-        """Keep the pixels (n, h, w, 3) uint8, and the notices (n,) uint64, of the images of the base at ``indices``."""
-        crcs = np.array([_checksum(image) for image in pixels], "<u8") | notices << np.uint64(33)
+    def write(self, indices: np.ndarray, pixels: Sequence[np.ndarray], notices: np.ndarray) -> None:
+        """Keep the pixels, n times (h, w, 3) uint8, and the notices (n,) uint64, of the images of the base at
+        ``indices``."""
+        stored = [pack(image) for image in pixels] if self._any_size else pixels
+        crcs = np.array([_checksum(image) for image in stored], "<u8") | notices << np.uint64(33)
         # Not through a map: a full disk would then end the process by a signal, not by an error.
         # Neighbours together: each system call makes the decoding threads switch.
-        for file, values in ((self._pixels, pixels), (self._crcs, crcs)):
-            for run in np.split(np.arange(len(indices)), np.flatnonzero(np.diff(indices) != 1) + 1):
+        for file, values in ((self._pixels, stored), (self._crcs, crcs)):
+            alone = self._any_size and file is self._pixels
+            place = math.prod(self._shape[1:]) if file is self._pixels else 8
+            ends = np.arange(1, len(indices)) if alone else np.flatnonzero(np.diff(indices) != 1) + 1
+            for run in np.split(np.arange(len(indices)), ends):
                 if len(run):
-                    file.seek(int(indices[run[0]]) * values[0].nbytes)
-                    file.write(values[run[0] : run[-1] + 1])
+                    file.seek(int(indices[run[0]]) * place)
+                    file.write(np.ascontiguousarray(values[run[0] : run[-1] + 1]))
             file.flush()
 
     def pixels(self) -> np.ndarray:
-        """Return the pixels of the whole base, (count, h, w, 3): a private view of the file, read where it is used."""
+        """Return the pixels of the whole base, (count, h, w, 3), or (count, bytes) for ``unpack`` where images have any
+        size: a private view of the file, read where it is used."""
         return np.asarray(np.memmap(self._pixels, np.uint8, mode="c", shape=self._shape))
+
+
+def pack(image: np.ndarray) -> np.ndarray:
+    """Return the pixels (h, w, 3) uint8 of an image of any size as bytes that say their size."""
+    return np.concatenate([np.array(image.shape[:2], "<u4").view(np.uint8), image.reshape(-1)])
+
+
+def unpack(stored: np.ndarray) -> np.ndarray:
+    """Return the pixels (h, w, 3) that ``pack`` stored at the start of some bytes, as a view."""
+    height, width = _size(stored)
+    return stored[_HEAD : _HEAD + height * width * 3].reshape(height, width, 3)
+
+
+def _size(stored: np.ndarray) -> tuple[int, int]:
+    height, width = stored[:_HEAD].view("<u4").tolist()
+    return height, width
 
 
 def list_images(cache_dir: str | Path | None = None) -> list[CacheEntry]:
@@ -110,6 +150,7 @@ def list_images(cache_dir: str | Path | None = None) -> list[CacheEntry]:
         if isinstance(known.get("resize"), dict):
             resize = known["resize"]
             size = "x".join(map(str, resize.get("size", [])))
+            size = size or str(resize.get("side"))
             what = f"{known.get('name')} at {size} ({resize.get('rule')})"
         crcs = folder / "crc.u64"
         values = np.fromfile(crcs, "<u8") if crcs.is_file() else np.zeros(0)

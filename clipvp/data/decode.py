@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..images import ImageError, Resize
+from ..images import ImageError, Resize, Shrink
 from ..pixels import NOTICES
 from ..progress import Bar
-from .cache import Entry
+from .cache import Entry, pack
 
 CHUNK = 32  # images a thread decodes before it reports
 
@@ -37,19 +37,22 @@ class Pixels(NamedTuple):
     """Decoded images: N of M images in memory or in the cache's file.
 
     Args:
-        base: (M, h, w, 3) uint8, perhaps a private view of the cache's file.
+        base: (M, h, w, 3) uint8, or M rows for ``cache.unpack`` where images keep their sizes; perhaps a private view
+            of the cache's file.
         places: (N,) the place of each image in the base.
         errors: The error of each image that cannot be read; its pixels are to be ignored.
         notices: Lines about images that may be meant otherwise, and how many images each is about.
     """
 
-    base: np.ndarray
+    base: Any
     places: np.ndarray
     errors: dict[int, ImageError]
     notices: dict[str, int]
 
 
-def load_pixels(images: Images, resize: Resize, *, cache_dir: str | Path | None, progress: bool) -> Pixels:
+def load_pixels(
+    images: Images, resize: Resize | Shrink, *, cache_dir: str | Path | None, progress: bool
+) -> Pixels:
     """Decode a set of N images, or read them from the disk cache."""
     errors: dict[int, ImageError] = {}
     if images.fingerprint is not None and len(images):
@@ -57,8 +60,7 @@ def load_pixels(images: Images, resize: Resize, *, cache_dir: str | Path | None,
             with Entry(cache_dir, images.name, images.fingerprint, len(images.items), resize) as entry:
                 missing = _missing(entry, images.indices)
                 for chunk in _decode(images, missing, resize, progress):
-                    good = [row not in chunk.errors for row in chunk.rows]
-                    entry.write(images.indices[chunk.rows[good]], chunk.pixels[good], chunk.notices[good])
+                    entry.write(images.indices[chunk.rows], chunk.pixels, chunk.notices)
                     errors |= chunk.errors
                 notices = _counted(entry.notices(images.indices))
                 return Pixels(entry.pixels(), images.indices, errors, notices)
@@ -66,10 +68,12 @@ def load_pixels(images: Images, resize: Resize, *, cache_dir: str | Path | None,
             warnings.warn(
                 f"decoded images of {images.name} stay in memory, not on disk: {error}", stacklevel=3
             )
-    everything, errors = np.empty((len(images), *resize.size, 3), np.uint8), {}
-    flags = np.zeros(len(images), np.uint64)
+    any_size, errors, flags = isinstance(resize, Shrink), {}, np.zeros(len(images), np.uint64)
+    everything: Any = [None] * len(images) if any_size else np.empty((len(images), *resize.size, 3), np.uint8)
     for chunk in _decode(images, np.arange(len(images)), resize, progress):
-        everything[chunk.rows], flags[chunk.rows] = chunk.pixels, chunk.notices
+        flags[chunk.rows] = chunk.notices
+        for row, pixels in zip(chunk.rows, chunk.pixels, strict=True):
+            everything[row] = pack(pixels) if any_size else pixels
         errors |= chunk.errors
     return Pixels(everything, np.arange(len(images)), errors, _counted(flags))
 
@@ -93,35 +97,35 @@ def _missing(entry: Entry, indices: np.ndarray) -> np.ndarray:
 
 
 class _Chunk(NamedTuple):
-    """Rows of a set, their pixels, their notices as bits, and the errors of those that cannot be read."""
+    """Rows of a set that can be read, their pixels, their notices as bits, and the errors of the other rows."""
 
     rows: np.ndarray
-    pixels: np.ndarray
+    pixels: list[np.ndarray]
     notices: np.ndarray
     errors: dict[int, ImageError]
 
 
-def _decode(images: Images, rows: np.ndarray, resize: Resize, progress: bool) -> Iterator[_Chunk]:
+def _decode(images: Images, rows: np.ndarray, resize: Resize | Shrink, progress: bool) -> Iterator[_Chunk]:
     """Yield the rows of a set chunk by chunk, in order."""
     if not len(rows):
         return
 
     def decode_chunk(rows: np.ndarray) -> _Chunk:
-        pixels = np.zeros((len(rows), *resize.size, 3), np.uint8)
-        chunk = _Chunk(rows, pixels, np.zeros(len(rows), np.uint64), {})
-        for place, row in enumerate(rows):
+        pixels, notices, errors = [], [], {}
+        for row in rows:
             lines: list[str] = []
             try:
-                pixels[place] = decode_one(images, row, resize, lines.append)
+                pixels.append(decode_one(images, row, resize, lines.append))
             except ImageError as error:
-                chunk.errors[int(row)] = error
+                errors[int(row)] = error
             else:
-                chunk.notices[place] = sum(1 << NOTICES.index(line) for line in set(lines))
-        return chunk
+                notices.append(sum(1 << NOTICES.index(line) for line in set(lines)))
+        good = np.array([row for row in rows if int(row) not in errors], np.int64)
+        return _Chunk(good, pixels, np.array(notices, np.uint64), errors)
 
     chunks = deque(np.array_split(rows, -(-len(rows) // CHUNK)))
     ahead = 2 * num_threads()  # bounds the memory when writing is slower than decoding
-    size = "x".join(str(side) for side in resize.size)
+    size = str(resize.side) if isinstance(resize, Shrink) else "x".join(map(str, resize.size))
     bar = Bar(len(rows), f"decode {images.name} at {size}", progress)
     with bar, ThreadPoolExecutor(num_threads()) as pool:
         running = deque(pool.submit(decode_chunk, chunks.popleft()) for _ in range(min(ahead, len(chunks))))
@@ -129,11 +133,13 @@ def _decode(images: Images, rows: np.ndarray, resize: Resize, progress: bool) ->
             result = running.popleft().result()
             if chunks:
                 running.append(pool.submit(decode_chunk, chunks.popleft()))
-            bar.advance(len(result.rows))
+            bar.advance(len(result.rows) + len(result.errors))
             yield result
 
 
-def decode_one(images: Images, row: int, resize: Resize, report: Callable[[str], None]) -> np.ndarray:
+def decode_one(
+    images: Images, row: int, resize: Resize | Shrink, report: Callable[[str], None]
+) -> np.ndarray:
     """Return the pixels of one image, (h, w, 3) uint8; any failure is an ``ImageError``."""
     name = f"{images.name}[{images.indices[row]}]"
     try:

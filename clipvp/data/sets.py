@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..images import ImageWarning, Resize
+from ..images import ImageWarning, Resize, Shrink
 from ..registry import UserError, check_choice
 from .decode import load_pixels
+from .originals import OriginalImages
 
 
 @dataclass(eq=False)
@@ -112,11 +113,48 @@ class ImageSet:
             on_error: raise (one error lists every unreadable image) or skip (they are left out).
             progress: Show a bar while images are decoded.
         """
+        pixels, rows, good = self._decoded(resize, cache_dir, on_error, progress, warn=True)
+        left_out = np.setdiff1d(np.arange(len(self)), good)
+        whole = np.array_equal(rows, np.arange(len(pixels)))
+        return ImageTensors(
+            torch.from_numpy(pixels).permute(0, 3, 1, 2),
+            torch.from_numpy(self.labels[good]),
+            None if whole else torch.from_numpy(rows.copy()),
+            [self.item_name(row) for row in left_out],
+        )
+
+    def originals(
+        self,
+        shrink: Shrink,
+        size: tuple[int, int],
+        *,
+        cache_dir: str | Path | None = None,
+        on_error: str = "raise",
+        progress: bool = True,
+    ) -> OriginalImages:
+        """Decode all images at their own size, or at most a smaller one, or read them from the disk cache.
+
+        Args:
+            shrink: The most that an image may have.
+            size: (h, w) of what will be cut from them.
+            cache_dir: As for ``tensors``; so are the others.
+        """
+        pixels, rows, _ = self._decoded(shrink, cache_dir, on_error, progress, warn=False)
+        return OriginalImages(pixels, rows, shrink, size)
+
+    def _decoded(
+        self,
+        how: Resize | Shrink,
+        cache_dir: str | Path | None,
+        on_error: str,
+        progress: bool,
+        warn: bool,
+    ) -> tuple[Any, np.ndarray, np.ndarray]:
+        """Return a base of decoded images, the place in it of each image that can be read, and their rows."""
         check_choice("data.on_error", on_error, ["raise", "skip"])
-        pixels, rows, errors, notices = load_pixels(self, resize, cache_dir=cache_dir, progress=progress)
-        for line, count in notices.items():
-            warnings.warn(f"{self.name}: {count} of {len(self)} images: {line}", ImageWarning, stacklevel=2)
-        labels, skipped = self.labels, [self.item_name(row) for row in sorted(errors)]
+        pixels, rows, errors, notices = load_pixels(self, how, cache_dir=cache_dir, progress=progress)
+        for line, count in notices.items() if warn else ():
+            warnings.warn(f"{self.name}: {count} of {len(self)} images: {line}", ImageWarning, stacklevel=3)
         if errors and on_error == "raise":
             first = "; ".join(str(errors[row]) for row in sorted(errors)[:10])
             rest = f"; and {len(errors) - 10} more" if len(errors) > 10 else ""
@@ -124,13 +162,5 @@ class ImageSet:
                 f"{self.name}: {len(errors)} of {len(self)} images cannot be read ({first}{rest}); "
                 "mend or remove them, or set data.on_error: skip"
             )
-        if errors:
-            good = np.delete(np.arange(len(self)), sorted(errors))
-            rows, labels = rows[good], labels[good]
-        whole = np.array_equal(rows, np.arange(len(pixels)))
-        return ImageTensors(
-            torch.from_numpy(pixels).permute(0, 3, 1, 2),
-            torch.from_numpy(labels.copy()),
-            None if whole else torch.from_numpy(rows.copy()),
-            skipped,
-        )
+        good = np.delete(np.arange(len(self)), sorted(errors))
+        return pixels, rows[good], good

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from ..config.schema import DataConfig
-from ..images import Reading, Resize
+from ..images import Reading, Resize, Shrink
 from ..labels.names import distinct_names, rename_classes
 from ..registry import TASKS, UserError, check_choice, nearest
 from .catalog import TASK_TABLE
 from .loaders.coop import is_coop, load_coop
 from .loaders.pairs import from_pairs
 from .loaders.raw import RawTask, name_few
+from .originals import OriginalImages
 from .sets import ImageSet, ImageTensors
 from .splits import MAX_TEST, VAL, carve_test, choose_shots, choose_stratified, choose_train
 
@@ -42,6 +43,7 @@ class Task:
         split_hash: The same on every machine where the same images, by place, train, validate and test.
         info: Where it came from and how it was split, ready for JSON.
         cache_dir: Folder of decoded images; the user's cache folder when empty.
+        cache_side: Most pixels of the shorter side of decoded originals.
         on_error: What an unreadable image does: raise or skip.
         reading: What the images' files do not say.
         empty: Where its images hold nothing, by a name in ``clipvp.prompts.base.EMPTY``.
@@ -58,6 +60,7 @@ class Task:
     split_hash: str
     info: dict[str, Any] = field(default_factory=dict)
     cache_dir: str | None = None
+    cache_side: int = 256
     on_error: str = "raise"
     reading: Reading = Reading()
     empty: str | None = None
@@ -106,6 +109,18 @@ class Task:
             where = f"{images.name}, unreadable images left out"
             _check_classes(decoded.labels.numpy(), self.class_names, where)
         return decoded
+
+    def originals(self, resize: Resize, *, progress: bool = True) -> OriginalImages:
+        """Decode the originals of the training images; those that cannot be read are left out as in ``tensors``.
+
+        Args:
+            resize: Of the small images: its size is that of what will be cut from the originals.
+            progress: Show a bar while images are decoded.
+        """
+        reading = resize.reading.updated(self.reading)
+        shrink = Shrink(self.cache_side, resize.interpolation, reading)
+        options = {"cache_dir": self.cache_dir, "on_error": self.on_error, "progress": progress}
+        return self.images("train").originals(shrink, resize.size, **options)
 
     def says(self, split: str) -> str:
         """Return how many images a split has and where they come from, as a person reads it."""
@@ -330,6 +345,7 @@ def build_task(
         split_hash=_hash(list(raw.class_names), splits),
         info=info,
         cache_dir=config.cache_dir,
+        cache_side=config.cache_side,
         on_error=config.on_error,
         reading=Reading(config.bits, config.background),
         empty=raw.empty,

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..config.schema import RunConfig
 from ..config.values import differences, to_dict
 from ..cpu import float32_default
+from ..data.augment.basic import takes_originals
 from ..data.batches import Batches
 from ..data.task import Task
 from ..model import PromptedClassifier
@@ -105,12 +106,20 @@ def _fit(
     classifier.reading = classifier.reading.updated(task.reading)
     selects = task.val is not None and config.train.protocol == "val"
     splits = ["train", "val", "test"] if selects else ["train", "test"]
+    crops = takes_originals(config.train.augment)
     with clock("data"):
-        tensors = main_first(
+        resize, shown = classifier.resize, progress.shown
+        tensors, originals = main_first(
             accelerator,
-            lambda: [task.tensors(split, classifier.resize, progress=progress.shown) for split in splits],
+            lambda: (
+                [task.tensors(split, resize, progress=shown) for split in splits],
+                task.originals(resize, progress=shown) if crops else None,
+            ),
         )
-        data = {split: Batches(images, accelerator) for split, images in zip(splits, tensors, strict=True)}
+        data = {
+            split: Batches(images, accelerator, originals if split == "train" else None)
+            for split, images in zip(splits, tensors, strict=True)
+        }
     if fixed:
         views = [(config.train.augment, config.seed, view) for view in range(config.train.feature_views or 0)]
         with clock("features"):

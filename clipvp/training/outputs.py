@@ -104,7 +104,10 @@ def with_outputs(
     wanted: list[tuple[str, int, int] | None] = [None, *views]
     found = []
     for place, view in enumerate(wanted):
-        path, key = _place(decides | ({"view": view} if view else {}), images, cache_dir)
+        more = {"view": view} if view else {}
+        if view and batches.originals is not None:
+            more["originals"] = batches.originals.shrink.to_dict()
+        path, key = _place(decides | more, images, cache_dir)
         [values] = gather_object([_read(path, key, len(batches)) if accelerator.is_main_process else None])[
             :1
         ]

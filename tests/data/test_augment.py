@@ -13,13 +13,13 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import TrivialAugmentWide
 
 from clipvp.config.schema import TrainConfig
-from clipvp.data.augment.basic import NUM_DRAWS, crop_boxes, crop_flip, epoch_augmentation
+from clipvp.data.augment.basic import NUM_DRAWS, crop_boxes, crop_flip, epoch_augmentation, takes_originals
 from clipvp.data.augment.trivial import OPERATIONS, trivial
 from clipvp.data.batches import Batches
 from clipvp.data.sets import ImageTensors
 from clipvp.registry import AUGMENTATIONS, UserError
 
-NAMES = AUGMENTATIONS.names()
+NAMES = [name for name in AUGMENTATIONS.names() if not takes_originals(name)]  # the others: test_originals.py
 RANDOM = [name for name in NAMES if name != "none"]
 
 

@@ -7,6 +7,7 @@ Counting and evaluating see the images as they are.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,37 @@ _CROP_AREA = (0.08, 1.0)  # share of the image's area
 _CROP_RATIO = (3 / 4, 4 / 3)  # width to height
 
 
-def epoch_augmentation(name: str, count: int, seed: int, epoch: int) -> Callable[[Tensor, Tensor], Tensor]:
+class EpochAugmentation:
+    """The augmentation of one epoch: a function of images and their indices (B,) among the training images.
+
+    Args:
+        change: A registered augmentation.
+        draws: (N, NUM_DRAWS) random numbers in [0, 1), on the CPU.
+
+    Attributes:
+        takes_originals: Whether it is given an ``originals.OriginalBatch``; else images (B, 3, h, w) uint8.
+    """
+
+    def __init__(self, change: Callable[[Any, Tensor], Tensor], draws: Tensor):
+        self.change, self.draws = change, draws
+        self.takes_originals = getattr(change, "takes_originals", False)
+
+    def __call__(self, images: Any, indices: Tensor) -> Tensor:
+        return self.change(images, self.draws[indices.cpu()])
+
+
+def of_originals(change: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    """Mark an augmentation as one that is given the decoded originals; a decorator."""
+    change.takes_originals = True
+    return change
+
+
+def takes_originals(name: str) -> bool:
+    """Return whether a registered augmentation is given the decoded originals."""
+    return getattr(AUGMENTATIONS.get(name), "takes_originals", False)
+
+
+def epoch_augmentation(name: str, count: int, seed: int, epoch: int) -> EpochAugmentation:
     """Return the augmentation of one epoch.
 
     Args:
@@ -33,13 +64,13 @@ def epoch_augmentation(name: str, count: int, seed: int, epoch: int) -> Callable
 
     Returns:
         A function of images (B, 3, h, w) uint8 on any device and their indices (B,) among the training images;
-        it returns new images of the same kind. A registered augmentation takes the images and (B, NUM_DRAWS) random
-        numbers in [0, 1), on the CPU, of these images in this epoch.
+        it returns new images of the same kind. A registered augmentation takes the images, or an ``OriginalBatch``
+        where it is marked ``of_originals``, and (B, NUM_DRAWS) random numbers in [0, 1), on the CPU, of these images in
+        this epoch.
     """
-    change = AUGMENTATIONS.get(name)
     numbers = np.random.default_rng([seed % 2**64, epoch, _STREAM])
     draws = torch.from_numpy(numbers.random((count, NUM_DRAWS), dtype=np.float32))
-    return lambda images, indices: change(images, draws[indices.cpu()])
+    return EpochAugmentation(AUGMENTATIONS.get(name), draws)
 
 
 def none(images: Tensor, draws: Tensor) -> Tensor:
@@ -57,7 +88,8 @@ def crop_flip(images: Tensor, draws: Tensor) -> Tensor:
     """Resize a random part of each image to the whole, bilinearly, and mirror half of them.
 
     The part's area is uniform in 8 to 100 % of the image, the logarithm of its width to height uniform among what
-    fits between 3:4 and 4:3. It is cut from the decoded image, which has the prompt's image size already.
+    fits between 3:4 and 4:3. It is cut from the decoded image, which has the prompt's image size already;
+    ``crops.random_resized_crop`` cuts it from the original.
 
     Source: the Inception crop (Szegedy et al., arXiv 1409.4842); defaults of torchvision's RandomResizedCrop, which
     draws again where a part does not fit.
@@ -69,8 +101,9 @@ def crop_flip(images: Tensor, draws: Tensor) -> Tensor:
     return flip(sample(images, x, y, "bilinear", "border"), draws)
 
 
-def crop_boxes(draws: Tensor, height: int, width: int) -> Tensor:
+def crop_boxes(draws: Tensor, height: Tensor | int, width: Tensor | int) -> Tensor:
     """Return top, left, h and w, (B, 4) in whole pixels, of a random part of each image, for four draws each."""
+    height, width = (torch.as_tensor(side, dtype=torch.float32) for side in (height, width))
     low, high = _CROP_AREA
     share = low + (high - low) * draws[:, 0]
     # A part fits when its ratio lies between share * width / height and width / height / share.
@@ -78,10 +111,10 @@ def crop_boxes(draws: Tensor, height: int, width: int) -> Tensor:
     most = (width / height / share).clamp(max=_CROP_RATIO[1]).log()
     ratio = (least + (most - least).clamp(min=0) * draws[:, 1]).exp()
     area = share * (height * width)
-    w = (area * ratio).sqrt().round().clamp(1, width)
-    h = (area / ratio).sqrt().round().clamp(1, height)
-    top = ((height - h + 1) * draws[:, 2]).floor().clamp(max=height - h)
-    left = ((width - w + 1) * draws[:, 3]).floor().clamp(max=width - w)
+    w = (area * ratio).sqrt().round().clamp(min=1).minimum(width)
+    h = (area / ratio).sqrt().round().clamp(min=1).minimum(height)
+    top = ((height - h + 1) * draws[:, 2]).floor().minimum(height - h)
+    left = ((width - w + 1) * draws[:, 3]).floor().minimum(width - w)
     return torch.stack([top, left, h, w], 1)
 
 
