@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .artifact.save import artifact_tensors, load_prompt, push_prompt, save_prompt
 from .cpu import float32_default
@@ -55,6 +56,12 @@ class PromptedClassifier(nn.Module):
             raise ValueError(f"the prompt's canvas {prompt.canvas} is not the source's {source.canvas}")
         if mapping.takes != source.outputs:
             raise ValueError(f"the mapping takes {mapping.takes}, and the source gives {source.outputs}")
+        if mapping.views != prompt.kept_views:
+            raise UserError(
+                f"mapping.kind: {mapping.kind} takes the logits of {mapping.views} view"
+                f"{'' if mapping.views == 1 else 's'} of an image, and the {prompt.kind} prompt gives "
+                f"{prompt.kept_views}; both need the same levels and crops, or none"
+            )
         size = len(source.labels) if mapping.takes == "logits" else source.num_features
         if mapping.num_source != size or mapping.num_target != len(class_names):
             raise ValueError(
@@ -83,7 +90,8 @@ class PromptedClassifier(nn.Module):
         return self.source.mean.device
 
     def source_outputs(self, images: Tensor) -> Tensor:
-        """Return what the mapping takes of images (B, 3, h, w) in [0, 1]: logits (B, S) or features (B, D), float32."""
+        """Return what the mapping takes of images (B, 3, h, w) in [0, 1]: logits (B, S), those of several views
+        (B, V, S), or features (B, D), float32."""
         parts = [self._view_outputs(part, images) for part in self.prompt.parts()]
         return self.prompt.merge(parts[0] if len(parts) == 1 else torch.cat(parts))
 
@@ -94,13 +102,22 @@ class PromptedClassifier(nn.Module):
             pixels = prompt(images)
         else:
             made_from = (*prompt.parameters(), *prompt.buffers())
-            pixels = SharedBorder(common[0], images, common[1], made_from)
+            pixels = SharedBorder(common[0], prompt.inside(images), common[1], made_from)
         return self.source.encode(pixels) if self.source.outputs == "features" else self.source(pixels)
 
+    def plain_features(self, images: Tensor) -> Tensor:
+        """Return the source's features (B, D) of images (B, 3, h, w) without the prompt, enlarged to the canvas."""
+        if images.shape[2:] != torch.Size(self.prompt.canvas):
+            images = F.interpolate(images, self.prompt.canvas, mode="bicubic", antialias=True).clamp(0, 1)
+        return self.source.encode(images)
+
     def source_logits(self, outputs: Tensor) -> Tensor | None:
-        """Return source logits (B, S) of what ``source_outputs`` gave; None of a source without texts."""
+        """Return source logits (B, S) of what ``source_outputs`` gave, of the first view where there are several; None
+        of a source without texts."""
         if not self.source.has_logits:
             return None
+        if self.mapping.views > 1:
+            outputs = outputs[:, 0]
         return self.source.score(outputs) if self.source.outputs == "features" else outputs
 
     def forward(self, images: Tensor) -> Tensor:

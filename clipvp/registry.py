@@ -183,6 +183,7 @@ PROMPTS = Registry(
         "full": Entry("clipvp.prompts.full", "FullPrompt", "FullConfig"),
         "none": Entry("clipvp.prompts.none", "NoPrompt", "NoPromptConfig"),
         "several": Entry("clipvp.prompts.several", "SeveralPrompts"),
+        "dga": Entry("clipvp.prompts.dga", "DgaPrompt", "DgaConfig"),
     },
 )
 MAPPINGS = Registry(
@@ -202,6 +203,7 @@ MAPPINGS = Registry(
         "text_counts": Entry("clipvp.mappings.text_counts", "TextCountsMapping", "TextCountsConfig"),
         "text_pool": Entry("clipvp.mappings.text_pool", "TextPoolMapping", "TextPoolConfig"),
         "tip_adapter": Entry("clipvp.mappings.tip_adapter", "TipAdapterMapping", "TipAdapterConfig"),
+        "dga": Entry("clipvp.mappings.dga", "DgaMapping", "DgaMappingConfig"),
         "folded": Entry("clipvp.mappings.folded", "FoldedMapping"),
         "text_mixing": Entry("clipvp.mappings.text_mixing", "TextMixingMapping", "TextMixingConfig"),
     },

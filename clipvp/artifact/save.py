@@ -204,7 +204,8 @@ def load_prompt(
         raise UserError(f"prompt {where}: the mapping names labels outside 0..{len(frozen.labels) - 1}")
     try:
         with torch.no_grad():
-            mapping(torch.zeros(1, mapping.num_source, dtype=torch.float32))
+            views = () if mapping.views == 1 else (mapping.views,)
+            mapping(torch.zeros(1, *views, mapping.num_source, dtype=torch.float32))
     except Exception as error:  # of any kind, as the mapping may be a plug-in's
         reason = str(error).partition("\n")[0]
         raise UserError(

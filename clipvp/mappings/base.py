@@ -45,12 +45,14 @@ class LabelMapping(nn.Module, ABC):
     Attributes:
         kind: The registered name.
         takes: "logits" or "features": what ``forward`` is given.
+        views: Views of an image whose outputs ``forward`` is given apart, (B, views, S) where above 1.
         running: Whether the training steps gather the statistic, after a first pass.
         settings: The keyword arguments that build this mapping again, ready for JSON.
     """
 
     kind: str
     takes = "logits"
+    views = 1
     running = False
 
     def __init__(self, num_source: int, num_target: int, **settings):
@@ -88,6 +90,15 @@ class LabelMapping(nn.Module, ABC):
     def fit(self, statistic: Statistic) -> None:
         """Take over what a pass gathered."""
         raise TypeError(f"a {self.kind} mapping is not fitted to a statistic")
+
+    def extra_loss(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        """Return what training adds to the cross-entropy of ``forward``, summed over the images; None for nothing.
+
+        Args:
+            outputs: What ``forward`` is given.
+            targets: int64 (B,).
+        """
+        return None
 
     def matrix(self) -> Tensor | None:
         """Return the matrix (S, T) with ``forward(x) == x @ matrix``, float32; None where the mapping is not linear."""

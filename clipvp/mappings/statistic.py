@@ -18,7 +18,13 @@ _MOST_WAITING = 1 << 18
 
 
 class Statistic(ABC):
-    """A sum over images of something that a mapping is fitted to. Subclasses define all three methods."""
+    """A sum over images of something that a mapping is fitted to. Subclasses define all three methods.
+
+    Attributes:
+        plain: Whether it is given the features of images without a prompt, not what the mapping takes.
+    """
+
+    plain = False
 
     @abstractmethod
     def add(self, outputs: Tensor, targets: Tensor) -> None:

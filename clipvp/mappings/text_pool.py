@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..config.schema import MappingConfig
+from ..labels.space import LabelSpace
 from ..registry import UserError, check_choice, check_positive, nearest
 from .base import LabelMapping, Links, check_texts
 
@@ -89,13 +90,9 @@ class TextPoolMapping(LabelMapping):
 
     @classmethod
     def from_config(cls, config, source, class_names, seed) -> TextPoolMapping:
-        labels = source.labels
         check_texts(cls.kind, source)
-        names = list(dict.fromkeys(labels.groups)) or [""]
-        class_of = None if labels.is_grid else labels.class_of
-        group_of = [names.index(group) for group in labels.groups] if labels.groups else None
-        shares = group_shares(config.group_weights, names)
-        return cls(len(labels), len(class_names), class_of, group_of, shares, config.pool, config.top_k)
+        texts = groups_of(source.labels, config.group_weights)
+        return cls(len(source.labels), len(class_names), *texts, config.pool, config.top_k)
 
     def forward(self, outputs: Tensor) -> Tensor:
         there = self.index >= 0
@@ -128,6 +125,17 @@ class TextPoolMapping(LabelMapping):
         index, weights = (values.cpu() for values in self._own())
         weight, place = weights.topk(min(k, index.shape[1]), dim=1)
         return Links(index.gather(1, place).where(weight != 0, -1), weight)
+
+
+def groups_of(
+    labels: LabelSpace, given: Mapping[str, float]
+) -> tuple[Sequence[int] | None, list[int] | None, list[float]]:
+    """Return the class and the group of each text, None where all texts follow from templates or are one group, and the
+    share of each group, see ``group_shares``."""
+    names = list(dict.fromkeys(labels.groups)) or [""]
+    class_of = None if labels.is_grid else labels.class_of
+    group_of = [names.index(group) for group in labels.groups] if labels.groups else None
+    return class_of, group_of, group_shares(given, names)
 
 
 def group_shares(given: Mapping[str, float], names: Sequence[str]) -> list[float]:

@@ -48,11 +48,13 @@ class VisualPrompt(nn.Module, ABC):
     Attributes:
         kind: The registered name.
         views: V, how many prompted versions of an image ``forward`` gives.
+        kept_views: How many of them ``merge`` keeps apart, for a mapping that takes so many.
         settings: The keyword arguments that build this prompt again, ready for JSON.
     """
 
     kind: str
     views = 1
+    kept_views = 1
 
     def __init__(self, canvas: Sequence[int], image_size: Sequence[int], **settings):
         super().__init__()
@@ -84,7 +86,8 @@ class VisualPrompt(nn.Module, ABC):
         self.load_state_dict(other.state_dict())
 
     def merge(self, outputs: Tensor) -> Tensor:
-        """Return one row for each image (B, ...) of what the source gives for the views (V*B, ...)."""
+        """Return one row for each image of what the source gives for the views (V*B, ...): (B, ...), or
+        (B, kept_views, ...) where it keeps several apart."""
         if self.views != 1:
             raise TypeError(
                 f"{type(self).__name__} has {self.views} views and does not say how to merge them"
@@ -103,6 +106,10 @@ class VisualPrompt(nn.Module, ABC):
         right) that holds the images themselves, unchanged; None where a prompt changes the images or has several
         views. Values inside the box are ignored but must be finite."""
         return None
+
+    def inside(self, images: Tensor) -> Tensor:
+        """Return what lies in the box of ``surroundings``, (B, 3, height, width of the box); by default the images."""
+        return images
 
     def learned(self) -> Learned | None:
         """Return what the prompt has learned as a picture, without gradient; None where no picture shows it."""

@@ -106,11 +106,14 @@ class PaddingPrompt(MaskedPrompt):
     def pixels(self, delta: Tensor) -> Tensor:
         return torch.sigmoid(delta) * self.mask
 
-    def forward(self, images: Tensor) -> Tensor:
+    def padded(self, images: Tensor) -> Tensor:
+        """Return the images (B, 3, h, w) on a canvas of zeros, (B, 3, H, W)."""
         self.check(images)
         top, left, bottom, right = self.box
-        padded = F.pad(images, (left, self.canvas[1] - right, top, self.canvas[0] - bottom))
-        return padded + self.pixels(self.delta)
+        return F.pad(images, (left, self.canvas[1] - right, top, self.canvas[0] - bottom))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.padded(images) + self.pixels(self.delta)
 
     def surroundings(self) -> tuple[Tensor, Box] | None:
         return None if "empty" in self.settings else (self.pixels(self.delta)[None], self.box)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..data.batches import Batches
 from ..mappings.statistic import Statistic, gather, sum_over_processes
@@ -23,11 +25,13 @@ def count_pass(
     The pass sees the images as they are, in evaluation mode, and moves no random state.
     """
     classifier.eval()
-    outputs = (
-        (batches.outputs(classifier, images), labels)
-        for images, labels in watch(batches.local_batches(batch_size))
-    )
-    return gather(classifier.mapping.statistic(), outputs)
+    statistic = classifier.mapping.statistic()
+
+    def outputs(images: Any) -> Tensor:
+        return classifier.plain_features(images) if statistic.plain else batches.outputs(classifier, images)
+
+    batches_seen = watch(batches.local_batches(batch_size))
+    return gather(statistic, ((outputs(images), labels) for images, labels in batches_seen))
 
 
 def fit_mapping(classifier: PromptedClassifier, own: Statistic) -> int | None:

@@ -141,6 +141,8 @@ class Trainer:
             outputs = self.data["train"].outputs(self.classifier, images)
             logits = self.classifier.mapping(outputs)
             total = F.cross_entropy(logits, labels, reduction="sum")
+            extra = self.classifier.mapping.extra_loss(outputs, labels)
+            total = total if extra is None else total + extra
             if not noted:
                 noted = True
                 loss_place.copy_(total.detach())
