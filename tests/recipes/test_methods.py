@@ -17,7 +17,7 @@ METHODS = Path(__file__).parents[2] / "recipes" / "configs" / "methods"
 sys.path.insert(0, str(METHODS.parents[1]))
 NAMES = ["tench", "goldfish", "sea snake"]
 OF_CLIP = {"ilm_within", "vp_tp", "rvp", "zero_shot", "zero_shot_ensemble", "zs_lp", "task_res"}
-OF_CLIP |= {"tip_adapter", "tip_adapter_f", "lp_plus_plus", "attr_vr", "waffle", "dvp_cls", "dvp_cse"}
+OF_CLIP |= {"tip_adapter", "tip_adapter_f", "lp_plus_plus", "attr_vr", "waffle", "dvp_cls", "dvp_cse", "dga"}
 ALL = sorted(path.stem for path in METHODS.glob("*.yaml"))
 TEXTS = {"mapping": {"templates": ["a photo of a {}.", "{}", "the {}."]}}
 
@@ -49,6 +49,8 @@ def run_of(method: str, source: str, output: Path, **more):
     values["train"] = train | {"epochs": min(train.get("epochs", 2), 3)}
     if values.get("prompt", {}).get("kind") == "border":
         values["prompt"]["width"] = 3
+    elif values.get("prompt", {}).get("kind") == "dga":
+        values["prompt"]["crop_step"] = 4
     elif "prompt" not in values:
         values["prompt"] = {"kind": "padding", "image_size": 16}
     return from_dict({**values, "output": str(output), "seed": 3, **more})
