@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import ModuleType
 
 # Parameters of mallopt with the numbers of the GNU C library's malloc.h, and their defaults. The default of the trim
@@ -26,6 +28,15 @@ def prepare_cpu() -> None:
 
     torch.set_flush_denormal(True)
     keep_freed_memory()
+
+
+def processor_name() -> str:
+    """Return the name of the processor, as the system gives it; empty if it gives none."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
 
 
 def keep_freed_memory(keep: bool = True) -> None:

@@ -41,11 +41,17 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     A key that is missing has its default; a key of another choice, which older configs hold, is ignored. A config that
     cannot be read here, for example without its plug-ins, is compared as it is.
     """
+    if not _unequal(flat(one), flat(other)):  # the usual case, at once
+        return []
     ours, theirs = (_complete(values) for values in (one, other))
-    keys = [
+    keys = _unequal(ours, theirs)
+    return [f"{key}: {ours.get(key)!r}, not {theirs.get(key)!r}" for key in keys]
+
+
+def _unequal(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    return [
         key for key in {**ours, **theirs} if key not in _NOT_COMPUTED and ours.get(key) != theirs.get(key)
     ]
-    return [f"{key}: {ours.get(key)!r}, not {theirs.get(key)!r}" for key in keys]
 
 
 def _complete(values: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from tabulate import tabulate
 
 from ..config.schema import RunConfig
 from ..config.values import settings_of
+from ..cpu import processor_name
 from ..progress import Clock
 from ..sources.origin import public_name
 from .tables import (
@@ -132,7 +133,7 @@ def build_results(
             "versions": versions(),
             "git_commit": git_commit(),
             "device": str(accelerator.device),
-            "device_name": torch.cuda.get_device_name() if on_gpu else platform.processor(),
+            "device_name": torch.cuda.get_device_name() if on_gpu else processor_name(),
             "world_size": accelerator.num_processes,
             "peak_memory_bytes": peak_memory(accelerator.device),
             "trainable_parameters": classifier.num_trainable(),

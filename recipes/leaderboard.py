@@ -1,0 +1,80 @@
+"""The project's own tables: run what they describe, keep what came out as data, write it into README and docs.
+
+    python recipes/leaderboard.py --only features_lite0 --data "[cifar10=path/to/cifar10,gtsrb=path/to/gtsrb]"
+    python recipes/leaderboard.py --do pages
+
+A table is a file recipes/results/NAME.yaml: config values, tasks, sources, methods, seeds. Finished runs are never
+run again, and a killed one goes on, so the command may be given again, on several processes and machines that
+see one --output folder too. recipes/results/NAME.json holds the outcomes, without paths and single images.
+A page shows a table between the lines "table: NAME" and "end", as in docs/methods.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from clipvp.cli import parse, user_errors
+from clipvp.registry import UserError, check_choice
+
+
+@dataclass
+class LeaderboardConfig:
+    """Which tables, and where their data and runs lie.
+
+    Args:
+        only: Tables in their order, one or a list; all when empty.
+        data: Where tasks and models lie that are not taken from the hub, a list of NAME=PLACE.
+        output: Folder of the runs.
+        do: run (what is not finished, then collect), collect (outcomes of finished runs into the JSON files, then
+            pages) or pages (the tables of README and docs from the JSON files).
+    """
+
+    only: str | list[str] = field(default_factory=list)
+    data: str | list[str] = field(default_factory=list)
+    output: str = "runs/leaderboard"
+    do: str = "run"
+
+    def __post_init__(self):
+        self.only = [self.only] if isinstance(self.only, str) else self.only
+        self.data = [self.data] if isinstance(self.data, str) else self.data
+        check_choice("do", self.do, ["run", "collect", "pages"])
+
+
+def main() -> None:
+    config, _ = parse(__doc__, LeaderboardConfig)
+    with user_errors():
+        from leaderboard.outcomes import collect, read_outcomes, write_outcomes
+        from leaderboard.pages import markdown, pages, write_pages
+        from leaderboard.tables import RESULTS, read_places, read_tables
+
+        tables = read_tables(config.only)
+        output, places = Path(config.output).expanduser(), read_places(config.data, tables)
+        runs = {table.name: table.runs(output, places) for table in tables}
+        failed = []
+        if config.do == "run":
+            from leaderboard.share import run_all
+
+            from clipvp.cpu import prepare_cpu
+
+            prepare_cpu()
+            failed = run_all([run for every in runs.values() for run in every], output / "locks")
+        if config.do != "pages":
+            for table in tables:
+                path = RESULTS / f"{table.name}.json"
+                outcomes = collect(table, runs[table.name], read_outcomes(path))
+                write_outcomes(path, outcomes)
+                print(f"{path}: {sum(len(cell['runs']) for cell in outcomes['cells'])} runs")
+        shown = {}
+        for table in read_tables():
+            path = RESULTS / f"{table.name}.json"
+            if path.exists():
+                shown[table.name] = markdown(table, read_outcomes(path))
+        for path in write_pages(shown, pages()):
+            print(f"{path}: tables renewed")
+        if failed:
+            raise UserError(f"{len(failed)} runs failed, the first: {failed[0]}")
+
+
+if __name__ == "__main__":
+    main()
