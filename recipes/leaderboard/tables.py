@@ -116,12 +116,13 @@ class Table:
         return [Run(cell, seed) for seed in self.seeds for cell in cells]
 
 
-def read_tables(names: Sequence[str] = (), folder: Path = RESULTS) -> list[Table]:
-    """Return the tables that a folder describes, or those named, in the order of the names.
+def read_tables(names: Sequence[str] = (), folder: Path | None = None) -> list[Table]:
+    """Return the tables that a folder (recipes/results when None) describes, or those named, in their order.
 
     Raises:
         UserError: There is no such table, or its file is not one.
     """
+    folder = folder or RESULTS
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     for name in names:
         check_choice("--only", name, known)
