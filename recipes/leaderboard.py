@@ -6,7 +6,7 @@
 A table is a file recipes/results/NAME.yaml: config values, tasks, sources, methods, seeds. Finished runs are never
 run again, and a killed one goes on, so the command may be given again, on several processes and machines that
 see one --output folder too. recipes/results/NAME.json holds the outcomes, without paths and single images.
-A page shows a table between the lines "table: NAME" and "end", as in docs/methods.md.
+A page shows a table between two marks, as docs/leaderboard.md does.
 """
 
 from __future__ import annotations
@@ -65,11 +65,10 @@ def main() -> None:
                 outcomes = collect(table, runs[table.name], read_outcomes(path))
                 write_outcomes(path, outcomes)
                 print(f"{path}: {sum(len(cell['runs']) for cell in outcomes['cells'])} runs")
-        shown = {}
-        for table in read_tables():
-            path = RESULTS / f"{table.name}.json"
-            if path.exists():
-                shown[table.name] = markdown(table, read_outcomes(path))
+        shown = {
+            table.name: markdown(table, read_outcomes(RESULTS / f"{table.name}.json"))
+            for table in read_tables()
+        }
         for path in write_pages(shown, pages()):
             print(f"{path}: tables renewed")
         if failed:

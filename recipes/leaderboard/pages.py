@@ -40,7 +40,7 @@ def filled(text: str, tables: dict[str, str]) -> str:
 
     def body(found: re.Match) -> str:
         if found[2] not in tables:
-            raise UserError(f"a page marks the table {found[2]!r}, of which recipes/results has no outcomes")
+            raise UserError(f"a page marks the table {found[2]!r}, which recipes/results does not describe")
         return f"{found[1]}{tables[found[2]]}{found[4]}"
 
     return _MARKED.sub(body, text)
