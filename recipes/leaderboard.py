@@ -6,7 +6,7 @@
 A table is a file recipes/results/NAME.yaml: config values, tasks, sources, methods, seeds. Finished runs are never
 run again, and a killed one goes on, so the command may be given again, on several processes and machines that
 see one --output folder too. recipes/results/NAME.json holds the outcomes, without paths and single images.
-A page shows a table between two marks, as docs/leaderboard.md does.
+A page shows a table between two marks, as docs/pages/leaderboard.md does.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ _MARKED = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 def pages() -> list[Path]:
     """Return the pages that may show tables: README.md and all of docs."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    found = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return [path for path in found if path.exists()]  # an installed package has none
 
 
 def marked(text: str) -> dict[str, str]:

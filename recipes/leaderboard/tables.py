@@ -10,12 +10,12 @@ from typing import Any
 
 from clipvp.config.parse import from_dict
 from clipvp.config.schema import RunConfig
+from clipvp.presets import methods
 from clipvp.registry import UserError, check_choice
 from clipvp.results.compare import with_overrides
 from clipvp.results.tables import SCORES
 
 RESULTS = Path(__file__).parents[1] / "results"  # NAME.yaml and NAME.json
-METHODS = Path(__file__).parents[1] / "configs" / "methods"
 
 
 @dataclass(eq=False)
@@ -147,8 +147,9 @@ def method_values(name: str, more: dict[str, Any]) -> dict[str, Any]:
 
     more = dict(more)
     file = more.pop("method", name)
-    check_choice("method", file, sorted(path.stem for path in METHODS.glob("*.yaml")))
-    sections = yaml.safe_load((METHODS / f"{file}.yaml").read_text(encoding="utf-8"))
+    files = methods()
+    check_choice("method", file, files)
+    sections = yaml.safe_load(files[file].read_text(encoding="utf-8"))
     own = {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
     return own | more
 
