@@ -17,6 +17,8 @@ _HOMES = {
     "load_source": "sources.load",
     "FitResult": "training.fit",
     "fit": "training.fit",
+    "Comparison": "comparison.compare",
+    "compare": "comparison.compare",
 }
 __all__ = sorted(_HOMES)
 __version__ = "0.1.0"

@@ -1,85 +1,52 @@
-"""Compare methods, or any config values, over seeds: one table of mean and standard deviation.
+"""Compare methods, tasks, sources or any config values over seeds, and say which to use.
 
+    python recipes/compare.py path/to/photographs --data.shots 16
+    python recipes/compare.py path/to/photographs --sources "[offline:lite0, offline:lite0-minilm]" --budget 20
     python recipes/compare.py --config recipes/configs/quickstart_ilm.yaml --methods [rlm,flm,ilm] --seeds [0,1,2]
     python recipes/compare.py --config recipes/configs/quickstart_ilm.yaml --vary '{optim.lr: [0.01, 0.05]}'
 
-A method is a file in recipes/configs/methods. Every cell is a run folder of its own below --output; cells that
-are finished are not run again and one that was interrupted goes on where it stopped. Leaves compare.json and
-compare.md beside them.
+Without --methods and --vary it takes methods that fit the source, the cheap ones first, and ten minutes. Each run is a
+folder of its own below --output; those that are finished are not run again, one that was interrupted goes on where it
+stopped, and several processes with one --output share the runs out. Leaves compare.json, .md, .csv and .tex, pick.json,
+pictures in plots/, and the picked prompt in best/.
 """
 
-from pathlib import Path
 from typing import Any
 
 from clipvp.cli import parse, user_errors
-from clipvp.registry import check_choice
-from clipvp.results.compare import finished, grid, markdown, summarise, with_overrides
-
-METHODS = Path(__file__).parent / "configs" / "methods"
 
 
 def extend(parser) -> None:
+    parser.add_argument("--methods", type=list[str], default=[], help="Names of methods, or files.")
     parser.add_argument(
-        "--methods", type=list[str], default=[], help="Names of files in recipes/configs/methods."
+        "--tasks", type=list[str], default=[], help="Names of tasks, in the place of data.name."
     )
+    parser.add_argument("--sources", type=list[str], default=[], help="In the place of source.name.")
     parser.add_argument("--vary", type=dict[str, list[Any]], default={}, help="Dotted keys and their values.")
     parser.add_argument("--seeds", type=list[int], default=[0, 1, 2], help="One run a cell for each seed.")
-
-
-def read_method(name: str) -> dict[str, Any]:
-    """Return the dotted keys and values of a method's file."""
-    import yaml
-
-    check_choice("--methods", name, sorted(path.stem for path in METHODS.glob("*.yaml")))
-    sections = yaml.safe_load((METHODS / f"{name}.yaml").read_text())
-    return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=None,
+        help="Minutes; 10 where the methods are not named, else no limit.",
+    )
 
 
 def main() -> None:
-    config, options = parse(__doc__, defaults={"output": "runs/compare"}, extend=extend)
+    config, options = parse(
+        __doc__, defaults={"output": "runs/compare"}, extend=extend, positional="data.name"
+    )
     with user_errors():
-        output = Path(config.output)
-        cells = grid({name: read_method(name) for name in options["methods"]}, options["vary"])
-        plan = {
-            cell.name: [
-                with_overrides(
-                    config,
-                    cell.overrides,
-                    seed,
-                    output / cell.name.replace(" ", "_").replace("/", "-") / f"seed{seed}",
-                )
-                for seed in options["seeds"]
-            ]
-            for cell in cells
-        }
-        known = {
-            name: [finished(run) for run in runs] for name, runs in plan.items()
-        }  # a wrong folder is told first
-
         from accelerate import Accelerator
 
-        from clipvp import build_classifier, fit, load_task
+        from clipvp import compare
         from clipvp.cpu import prepare_cpu
-        from clipvp.files import write_json, write_text
 
         prepare_cpu()
+        named = ("methods", "tasks", "sources", "vary", "seeds", "budget")
         accelerator = Accelerator()
-        done: dict[str, list] = {name: [] for name in plan}
-        for name, runs in plan.items():
-            for run, results in zip(runs, known[name], strict=True):
-                accelerator.print(f"== {name}, seed {run.seed}" + (": finished before" if results else ""))
-                if results is None:
-                    task = load_task(run.data, seed=run.seed, protocol=run.train.protocol)
-                    accelerator.print(f"{task}\n")
-                    classifier = build_classifier(run, task, accelerator.device)
-                    results = fit(classifier, task, run, accelerator).results
-                done[name].append(results)
-        rows = summarise(done)
-        table = markdown(rows)
-        if accelerator.is_main_process:
-            write_json(output / "compare.json", rows)
-            write_text(output / "compare.md", table + "\n")
-        accelerator.print(f"\n{table}\n\nrun  {output}")
+        found = compare(config=config, accelerator=accelerator, **{name: options[name] for name in named})
+        accelerator.print(f"\n{found}\n\nrun  {found.output}")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ ORDER = [
     {"build"},
     {"scoring", "export"},
     {"training"},
+    {"comparison"},
     {"cli"},
     {"__main__"},
 ]

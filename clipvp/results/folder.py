@@ -17,6 +17,7 @@ from . import lock
 
 CONFIG, METRICS, RESULTS = "config.yaml", "metrics.jsonl", "results.json"
 CHECKPOINTS, PROMPT, PLOTS, LOGS = "checkpoints", "prompt", "plots", "logs"
+COMPARISON = "compare.json"  # in a folder of many runs
 PROMPT_AVERAGE, PAGE, CORRECT = "prompt_average", "report.html", "correct.json"
 _ALL = (CONFIG, METRICS, RESULTS, CORRECT, CHECKPOINTS, PROMPT, PROMPT_AVERAGE, PLOTS, LOGS, PAGE)
 

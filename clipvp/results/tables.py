@@ -20,6 +20,17 @@ SCORES = {
     "val.best": "validation, best epoch",
     "test.best_on_test": "test, best on test (selected on test)",
 }
+# Columns of a comparison's table by their key in compare.json, beside the scores.
+COMPARISON_COLUMNS = {
+    "interval": "95 % interval",
+    "minus_pick": "minus the pick (95 %)",
+    "numbers": "trainable numbers",
+    "train_seconds": "seconds to train",
+    "bytes": "size (kB)",
+    "seeds": "seeds",
+    "seconds": "seconds a run",
+}
+SHOTS = "training images a class"
 SCORE_COLUMNS = {"acc1": "top-1", "acc5": "top-5", "mean_per_class_recall": "per class", "n": "images"}
 # What ``saved_prompt`` in results.json means.
 SAVED_PROMPTS = {
@@ -147,6 +158,16 @@ def percent(share: float | None) -> str:
     ('78.9 %', '-')
     """
     return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def signed(share: float | None) -> str:
+    """Return a difference of shares in points, with its sign, a dash for None.
+
+    >>> signed(0.0123), signed(-0.0049), signed(0.0)
+    ('+1.2', '-0.5', '0.0')
+    """
+    text = "-" if share is None else f"{100 * share:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
 
 
 def plain(text: Any) -> str:

@@ -18,12 +18,15 @@ from clipvp.config.values import to_dict
 from clipvp.results.page import write_page
 from clipvp.results.page.curves import chart, nice_ticks, whole_ticks
 from clipvp.results.page.read import differing, read_runs
+from clipvp.results.page.scatter import cells_of, cost_charts, shots_chart
 from clipvp.results.tables import CAPTIONS, MAPPING_COLUMNS, SCORES
 
 NASTY = "<img src=x onerror=alert(1)> & \"q\" 'é' </script>"
 
 
-def make_run(folder, acc1: float, seed: int = 0, epochs: int = 3, **overrides):
+def make_run(
+    folder, acc1: float, seed: int = 0, epochs: int = 3, split: str = "hash", numbers: int = 0, **overrides
+):
     config = to_dict(RunConfig(seed=seed))
     config["optim"] |= overrides
     score = {"acc1": acc1, "acc5": None, "mean_per_class_recall": acc1 / 2, "n": 40}
@@ -46,11 +49,11 @@ def make_run(folder, acc1: float, seed: int = 0, epochs: int = 3, **overrides):
         "task": "digits",
         "seed": seed,
         "num_train": 300,
-        "split_hash": f"hash{seed}",
+        "split_hash": f"{split}{seed}",
         "metrics": {"test.last": score, "test.best_val": none, "val.best": none},
         "mapping_table": table,
         "seconds": {"training": 90.0},
-        "run_info": {"versions": {"torch": "2"}, "device": "cpu"},
+        "run_info": {"versions": {"torch": "2"}, "device": "cpu", "trainable_parameters": numbers},
         "data": {"class_names": [NASTY], "from": "here"},
         "config": config,
     }
@@ -84,7 +87,7 @@ class Reader(HTMLParser):
         assert not any(key.startswith("on") for key, _ in attributes)
         if tag in ("td", "th"):
             self.cells.append("")
-        if tag not in ("meta", "link", "img", "line", "circle", "polyline"):
+        if tag not in ("meta", "link", "img", "input", "line", "circle", "polyline"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -151,8 +154,13 @@ def test_a_run_without_epochs_and_without_labels(runs):
 
 def test_a_comparison_shows_each_run_and_what_differs(runs, tmp_path):
     text = write_page(runs, tmp_path / "all.html").read_text(encoding="utf-8")
-    for name in ("a &amp; b", "c/seed1", "75.0 %", "optim.lr", "split hashes differ", SCORES["test.last"]):
+    for name in ("a &amp; b", "c/seed1", "75.0 %", "optim.lr", SCORES["test.last"]):
         assert name in text
+    assert "split hashes differ" not in text  # seeds draw their own images
+    other = make_run(tmp_path / "other", 0.5, split="other")
+    assert "split hashes differ" in write_page([*runs, other], tmp_path / "all.html").read_text(
+        encoding="utf-8"
+    )
     assert dict(differing(read_runs(runs))) == {"optim.lr": [0.01, 0.5, 0.01], "seed": [0, 1, 0]}
 
 
@@ -256,3 +264,103 @@ def test_in_a_browser_the_table_sorts_and_nothing_complains(chromium, runs, tmp_
     assert names[0] == "ascending" and back[0] == "descending" and names[1:] == back[:0:-1]
     assert found["pictures"] == [8, 8, 8]
     assert not found["wide"]  # the page itself never scrolls sideways
+
+
+# Many runs
+
+
+def test_seeds_are_one_cell_with_its_mean_and_the_front_joins_the_best(tmp_path):
+    folders = [
+        make_run(tmp_path / name / f"seed{seed}", acc1 + 0.02 * seed, seed=seed, numbers=numbers, lr=lr)
+        for name, acc1, numbers, lr in (
+            ("cheap", 0.5, 0, 1.0),
+            ("bad", 0.4, 100, 2.0),
+            ("dear", 0.7, 10_000, 3.0),
+        )
+        for seed in (0, 1)
+    ]
+    runs = read_runs(folders)
+    cells = cells_of(runs)
+    assert [(cell.name, cell.places) for cell in cells] == [
+        ("cheap", [0, 1]),
+        ("bad", [2, 3]),
+        ("dear", [4, 5]),
+    ]
+    numbers, seconds = cost_charts(runs, cells)
+    assert [mark.text for mark in numbers.marks] == ["cheap: 51.0 %", "bad: 41.0 %", "dear: 71.0 %"]
+    cheap, bad, dear = (mark.mean for mark in numbers.marks)
+    assert cheap[0] < bad[0] < dear[0] and dear[1] < cheap[1] < bad[1]  # the page's y grows downwards
+    [(look, _, corners)] = numbers.lines
+    assert look == "front" and corners == [cheap, (dear[0], cheap[1]), dear]
+    assert dict((text, x) for x, text in numbers.x_ticks)["0"] == cheap[0]
+    assert seconds.title == "Accuracy against seconds to train" and shots_chart(runs, cells) is None
+
+
+def test_accuracy_by_shots_is_a_line_through_the_means(tmp_path):
+    folders = []
+    for shots in (4, 1, 16):
+        for seed in (0, 1):
+            folder = make_run(
+                tmp_path / f"probe_{shots}" / f"seed{seed}", 0.1 * shots**0.5 + 0.1 * seed, seed=seed
+            )
+            results = json.loads((folder / "results.json").read_text())
+            results["config"]["data"]["shots"] = shots
+            (folder / "results.json").write_text(json.dumps(results))
+            folders.append(folder)
+    runs = read_runs(folders)
+    found = shots_chart(runs, cells_of(runs))
+    [(_, places, points)] = found.lines
+    assert sorted(places) == list(range(6)) and [text for _, text in found.x_ticks] == ["1", "4", "16"]
+    xs = [x for x, _ in points]
+    assert xs == sorted(xs) and xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.2)
+    assert found.marks[0].text.endswith(": 15.0 %")
+
+
+def test_the_folder_of_a_comparison_is_all_its_runs(runs, tmp_path):
+    grid = tmp_path / "grid"
+    for name in ("a", "b"):
+        make_run(grid / name / "seed0", 0.5, lr=0.1 if name == "a" else 0.2)
+    (grid / "compare.json").write_text("[]")
+    assert [run.name for run in read_runs([grid])] == ["a/seed0", "b/seed0"]
+    assert write_page([grid]) == grid / "report.html"
+
+
+FILTERS = """
+<script>
+const shown = () => [...document.querySelectorAll("table")[0].tBodies[0].rows]
+  .filter((row) => getComputedStyle(row).display !== "none").map((row) => row.cells[0].innerText.trim());
+const words = document.querySelector("#filter"), seen = [];
+const enter = (text) => { words.value = text; words.dispatchEvent(new Event("input")); };
+const look = () => seen.push([shown(), document.querySelector("#count").textContent,
+  [...document.querySelectorAll("details")].filter((part) => part.offsetParent !== null).length]);
+look();
+enter("optim.lr=0.2"); look();
+enter("");
+document.querySelectorAll("table")[0].tBodies[0].rows[0].querySelector("input").click();
+document.querySelector("#chosen").click(); look();
+document.title = JSON.stringify(seen);
+</script>
+"""
+
+
+def test_in_a_browser_runs_are_filtered_and_chosen(chromium, tmp_path):
+    folders = [make_run(tmp_path / name, 0.5, lr=lr) for name, lr in (("a", 0.1), ("b", 0.2), ("c", 0.2))]
+    path = write_page(folders, tmp_path / "all.html")
+    path.write_text(
+        path.read_text(encoding="utf-8").replace("</body>", FILTERS + "</body>"), encoding="utf-8"
+    )
+    switches = (
+        "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking dump-dom"
+    )
+    command = [
+        chromium,
+        *(f"--{switch}" for switch in switches.split()),
+        f"--user-data-dir={tmp_path / 'user'}",
+    ]
+    done = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, timeout=120)
+    found = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)[1]))
+    assert found == [
+        [["a", "b", "c"], "3 of 3 runs", 3],
+        [["b", "c"], "2 of 3 runs", 2],
+        [["a"], "1 of 3 runs", 1],
+    ]

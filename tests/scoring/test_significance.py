@@ -48,11 +48,11 @@ def coverage(interval, truth) -> float:
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])
 @pytest.mark.parametrize("seed_effect", [0.05, 0.12, 0.25])
 def test_intervals_over_seeds_and_images_cover_the_truth(seeds, seed_effect):
-    """Differences from three seeds on, and accuracies from five; with fewer the intervals are wider, not narrower."""
+    """With two seeds, or seeds that hardly differ, intervals may be too wide, never too narrow."""
     first, second = simulated(1200, seeds, 200, seed_effect, rng=seeds)
     difference = coverage(over_seeds_and_images(second.astype(float) - first), SECOND - FIRST)
     accuracy = coverage(over_seeds_and_images(second), SECOND)
-    assert 0.93 <= difference <= (0.97 if seeds >= 3 else 1)
+    assert 0.93 <= difference <= (0.97 if seeds >= 3 and seed_effect > 0.1 else 1)
     assert 0.93 <= accuracy <= (0.97 if seeds >= 5 else 1)
 
 
@@ -92,7 +92,8 @@ def test_an_interval_over_seeds_and_images_is_the_analysis_of_variance():
     a = 7 * sum((rows - mean) ** 2) / 2
     b = 3 * sum((columns - mean) ** 2) / 6
     e = sum((values[s, i] - rows[s] - columns[i] + mean) ** 2 for s in range(3) for i in range(7)) / 12
-    half = math.sqrt((stats.t.ppf(0.975, 2) ** 2 * a + stats.t.ppf(0.975, 6) ** 2 * max(b - e, 0)) / 21)
+    by_seeds, by_images = stats.t.ppf(0.975, 2) ** 2, stats.t.ppf(0.975, 6) ** 2
+    half = math.sqrt(max(by_seeds * a + by_images * max(b - e, 0), by_images * b) / 21)
     found = over_seeds_and_images(values)
     assert found[:3] == pytest.approx((mean, mean - half, mean + half)) and found.how == T_BOTH
 
@@ -138,3 +139,9 @@ def test_what_cannot_be_said_is_refused():
             call()
     with pytest.raises(ValueError, match="rows of images"):
         mcnemar([1, 0], [1])
+
+
+def test_seeds_that_agree_by_chance_do_not_make_an_interval_vanish():
+    values = np.array([[1, 0] * 20, [0, 1] * 20, [1, 1, 0, 0] * 10], float)  # every seed has 0.5
+    found = over_seeds_and_images(values)
+    assert found.high - found.low >= 2 * 1.96 * values.mean(0).std() / math.sqrt(40)

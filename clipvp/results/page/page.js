@@ -18,3 +18,25 @@ for (const table of document.querySelectorAll("table")) {
     table.tBodies[0].append(...rows);
   }));
 }
+
+// Words in the filter, or chosen rows, decide which runs the page shows; a point of several runs needs one of them.
+const filter = document.querySelector("#filter");
+if (filter) {
+  const only = document.querySelector("#chosen"), count = document.querySelector("#count");
+  const rows = [...document.querySelectorAll("table")][0].tBodies[0].rows;
+  const update = () => {
+    const words = filter.value.toLowerCase().split(/\s+/);
+    const shown = new Set();
+    for (const row of rows) {
+      const chosen = !only.checked || row.querySelector("input").checked;
+      const text = row.dataset.text.toLowerCase();
+      if (chosen && words.every((word) => text.includes(word))) shown.add(row.dataset.run);
+    }
+    for (const part of document.querySelectorAll("[data-run]")) {
+      part.classList.toggle("off", !part.dataset.run.split(" ").some((run) => shown.has(run)));
+    }
+    count.textContent = `${shown.size} of ${rows.length} runs`;
+  };
+  for (const part of [filter, only]) part.addEventListener("input", update);
+  for (const row of rows) row.querySelector("input").addEventListener("input", update);
+}

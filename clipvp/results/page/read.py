@@ -11,7 +11,7 @@ from typing import Any
 
 from ...config.values import differences
 from ...registry import UserError
-from ..folder import METRICS, PLOTS, read_results
+from ..folder import COMPARISON, METRICS, PLOTS, RESULTS, read_results
 from ..tables import CAPTIONS
 
 _CURVES = "curves"  # a picture that is left out, since the page draws curves
@@ -40,12 +40,20 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     Raises:
         UserError: A folder is given twice, holds no finished run, or a file of it is damaged.
     """
+    folders = [run for folder in folders for run in _runs_of(folder)]
     paths = [folder.resolve() for folder in folders]
     for folder, path in zip(folders, paths, strict=True):
         if paths.count(path) > 1:
             raise UserError(f"the run {str(folder)!r} is given twice")
     shared = os.path.commonpath([path.parent for path in paths])
     return [_read(path, os.path.relpath(path, shared)) for path in paths]
+
+
+def _runs_of(folder: Path) -> list[Path]:
+    """Return the runs of a comparison's folder, or the folder itself."""
+    if (folder / RESULTS).exists() or not (folder / COMPARISON).exists():
+        return [folder]
+    return sorted(path.parent for path in folder.glob(f"*/*/{RESULTS}"))
 
 
 def _read(folder: Path, name: str) -> Run:

@@ -15,6 +15,7 @@ from ...registry import UserError
 from ..folder import PAGE
 from ..tables import (
     CAPTIONS,
+    COMPARISON_COLUMNS,
     EPOCH_COLUMNS,
     MAPPING_COLUMNS,
     SCORE_COLUMNS,
@@ -24,9 +25,10 @@ from ..tables import (
     percent,
     scores_table,
 )
-from . import curves
+from . import curves, scatter
 from .read import Run, differing, read_runs
 
+_MOST_DETAILS = 30  # runs whose mapping and pictures are on the page
 _SCALE = 0.56  # of the pictures' pixels, so that their text is as large as the page's small text
 
 
@@ -34,7 +36,7 @@ def write_page(folders: Sequence[Path], output: Path | None = None) -> Path:
     """Write the page of one run, or of several compared.
 
     Args:
-        folders: Of finished runs.
+        folders: Of finished runs, or of comparisons, whose runs are all taken.
         output: The file. When None, ``report.html``: in the folder of a single run, else in the current folder.
 
     Returns:
@@ -44,7 +46,7 @@ def write_page(folders: Sequence[Path], output: Path | None = None) -> Path:
         UserError: A folder holds no finished run, or the file cannot be written.
     """
     runs = read_runs(folders)
-    output = output or (folders[0] / PAGE if len(runs) == 1 else Path(PAGE))
+    output = output or (folders[0] / PAGE if len(folders) == 1 else Path(PAGE))
     try:
         write_text(output, page(runs))
     except OSError as error:
@@ -63,15 +65,22 @@ def page(runs: Sequence[Run]) -> str:
         keep_trailing_newline=True,
     )
     alone = len(runs) == 1
+    cells = scatter.cells_of(runs)
+    looks = scatter.looks_of(len(runs), cells)
+    shots = scatter.shots_chart(runs, cells)
     tasks = ", ".join(dict.fromkeys(run.results["task"] for run in runs))
     return environment.get_template("page.html.j2").render(
         title=f"{tasks}: {runs[0].name if alone else f'{len(runs)} runs'}",
         figures=_figures(runs[0]) if alone else [],
-        splits_differ=len({(run.results["task"], run.results["split_hash"]) for run in runs}) > 1,
-        scores=_scores(runs),
+        splits_differ=_splits_differ(runs),
+        scores=_scores(runs, looks),
         settings=_settings(runs),
-        charts=_charts(runs),
-        runs=[_run(index, run) for index, run in enumerate(runs)],
+        texts=_texts(runs),
+        cells=cells,
+        scatters=[] if alone else [*scatter.cost_charts(runs, cells), *([shots] if shots else [])],
+        charts=_charts(runs, looks),
+        runs=[_run(look, run) for look, run in zip(looks, runs, strict=True)],
+        detailed=len(runs) <= _MOST_DETAILS,
         size=curves,
     )
 
@@ -99,9 +108,26 @@ def _text(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-def _scores(runs: Sequence[Run]) -> list[Column]:
+def _splits_differ(runs: Sequence[Run]) -> bool:
+    """Return whether runs of one task and one seed have different images."""
+    hashes: dict[tuple, set[str]] = {}
+    for run in runs:
+        hashes.setdefault((run.results["task"], run.results["seed"]), set()).add(run.results["split_hash"])
+    return any(len(found) > 1 for found in hashes.values())
+
+
+def _texts(runs: Sequence[Run]) -> list[str]:
+    """Return what the filter of the page searches of each run: its name, seed, and settings that differ."""
+    settings = differing(runs) if len(runs) > 1 else []
+    return [
+        " ".join([run.name, run.results["task"], *(f"{key}={values[place]}" for key, values in settings)])
+        for place, run in enumerate(runs)
+    ]
+
+
+def _scores(runs: Sequence[Run], looks: Sequence[str]) -> list[Column]:
     """Return the table of the runs' scores."""
-    cells = [Cell(run.name, run.name, curves.look(index)) for index, run in enumerate(runs)]
+    cells = [Cell(run.name, run.name, look) for run, look in zip(runs, looks, strict=True)]
     columns = [Column("run", cells)]
     metrics = [run.results["metrics"] for run in runs]
     wanted = [(key, "acc1", label) for key, label in SCORES.items()]
@@ -118,6 +144,11 @@ def _scores(runs: Sequence[Run]) -> list[Column]:
             columns.append(Column(name, [Cell(percent(value), value) for value in values]))
     for key, name in (("seed", "seed"), ("num_train", "training images")):
         columns.append(Column(name, [Cell(str(run.results[key]), run.results[key]) for run in runs]))
+    numbers = [scatter.numbers(run) for run in runs]
+    if any(number is not None for number in numbers):
+        texts = ["-" if number is None else f"{number:,}" for number in numbers]
+        own = [Cell(text, number) for text, number in zip(texts, numbers, strict=True)]
+        columns.append(Column(COMPARISON_COLUMNS["numbers"], own))
     minutes = [sum(run.results["seconds"].values()) / 60 for run in runs]
     return [*columns, Column("minutes", [Cell(f"{value:.1f}", value) for value in minutes])]
 
@@ -127,11 +158,18 @@ def _settings(runs: Sequence[Run]) -> list[Column]:
     rows = differing(runs)
     if not rows:
         return []
-    columns = [Column("setting", [Cell(key, key) for key, _ in rows])]
-    for index, run in enumerate(runs):
-        texts = [_text(values[index]) for _, values in rows]
-        columns.append(Column(run.name, [Cell(text, text) for text in texts]))
+    columns = [Column("run", [Cell(run.name, run.name) for run in runs])]
+    for key, values in rows:
+        columns.append(
+            Column(
+                key, [Cell(_text(value), value if _is_number(value) else _text(value)) for value in values]
+            )
+        )
     return columns
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _figures(run: Run) -> list[tuple[str, str]]:
@@ -140,7 +178,7 @@ def _figures(run: Run) -> list[tuple[str, str]]:
     return [*scores, ("time in all", f"{sum(run.results['seconds'].values()) / 60:.1f} min")]
 
 
-def _charts(runs: Sequence[Run]) -> list[curves.Chart]:
+def _charts(runs: Sequence[Run], looks: Sequence[str]) -> list[curves.Chart]:
     charts = []
     for key, title in EPOCH_COLUMNS.items():
         series = [
@@ -148,11 +186,13 @@ def _charts(runs: Sequence[Run]) -> list[curves.Chart]:
             for run in runs
         ]
         if any(points for _, points in series):  # a baseline has no epochs
-            charts.append(curves.chart(title.capitalize(), series, share=key.endswith("acc1")))
+            drawn = curves.chart(title.capitalize(), series, share=key.endswith("acc1"))
+            lines = [line._replace(look=look) for line, look in zip(drawn.lines, looks, strict=True)]
+            charts.append(drawn._replace(lines=lines))
     return charts
 
 
-def _run(index: int, run: Run) -> dict[str, Any]:
+def _run(look: str, run: Run) -> dict[str, Any]:
     """Return what the page shows of one run besides scores and curves."""
     results = run.results
     info, rows = results["run_info"], results["mapping_table"]
@@ -166,7 +206,7 @@ def _run(index: int, run: Run) -> dict[str, Any]:
     texts = {"Settings": results["config"], "Data": data, "Machine": machine}
     return {
         "name": run.name,
-        "look": curves.look(index),
+        "look": look,
         "mapping": mapping,
         "pictures": [_picture(path) for path in run.pictures],
         "texts": {

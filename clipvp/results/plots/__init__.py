@@ -4,6 +4,7 @@ They do not use pyplot or its global state. matplotlib is imported when the firs
 """
 
 from .base import save_figure
+from .comparison import plot_costs, plot_shots
 from .counts import plot_confusion, plot_mapping, plot_templates
 from .epochs import plot_curves, plot_moves
 from .pixels import plot_examples, plot_gallery, plot_prompt
@@ -11,12 +12,14 @@ from .texts import plot_texts
 
 __all__ = [
     "plot_confusion",
+    "plot_costs",
     "plot_curves",
     "plot_examples",
     "plot_gallery",
     "plot_mapping",
     "plot_moves",
     "plot_prompt",
+    "plot_shots",
     "plot_templates",
     "plot_texts",
     "save_figure",

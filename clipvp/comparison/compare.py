@@ -1,0 +1,319 @@
+"""Compare methods on a task: which to use, how sure that is, and its prompt in a folder."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from ..config.schema import DataConfig, RunConfig
+from ..config.values import settings_of
+from ..data.task import Task, load_task
+from ..files import write_json, write_text
+from ..registry import UserError, check_positive
+from ..results.compare import as_csv, as_latex, finished, markdown
+from ..results.folder import COMPARISON, PLOTS, PROMPT
+from .advice import next_things
+from .judge import Cells, Run, Verdict, judge
+from .measure import Cost, Estimate, check_fit, measure
+from .pictures import save_comparison_pictures
+from .plan import Job, Plan, make_plan
+from .rows import make_rows
+from .run import Outcome, in_order, run_jobs, spoken
+
+BEST = "best"
+CHOSEN_BUDGET = 10.0  # minutes, where the methods are chosen here
+
+
+@dataclass
+class Comparison:
+    """What a comparison gave; it shows itself as text and in a notebook.
+
+    Args:
+        rows: One a cell, the content of compare.json.
+        verdicts: One for each group of cells that learn from the same images.
+        next: What to try next.
+        left_out: Runs that did not fit into the budget.
+        failed: Runs that ended with an error, and its message.
+        output: The folder.
+        best: Folder of the picked prompt, by group; one that was not saved is missing.
+    """
+
+    rows: list[dict[str, Any]]
+    verdicts: list[Verdict]
+    next: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    output: Path = Path()
+    best: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def pick(self) -> str | None:
+        """The cell to use, of the first group."""
+        return self.verdicts[0].pick if self.verdicts else None
+
+    def markdown(self) -> str:
+        """Return the table."""
+        return markdown(self.rows)
+
+    def __str__(self) -> str:
+        parts = [self.markdown()]
+        for verdict in self.verdicts:
+            name = f"{verdict.group}: " if verdict.group else ""
+            parts.append(f"{name}{verdict.sentence}")
+            if folder := self.best.get(verdict.group):
+                parts[-1] += f"\n  its prompt is in {folder}: clipvp predict {folder} IMAGE..."
+        if self.next:
+            parts.append("\n".join(["next:", *(f"  - {line}" for line in self.next)]))
+        return "\n\n".join(parts)
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        from tabulate import tabulate
+
+        from ..results.compare import table_of
+
+        table = tabulate(*table_of(self.rows), tablefmt="html", disable_numparse=True)
+        lines = [verdict.sentence for verdict in self.verdicts] + self.next
+        return table + "".join(f"<p>{escape(line)}</p>" for line in lines)
+
+
+def compare(
+    data: str | DataConfig | None = None,
+    *,
+    config: RunConfig | None = None,
+    methods: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    sources: Sequence[str] = (),
+    vary: Mapping[str, Sequence[Any]] | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    budget: float | None = None,
+    output: str | Path | None = None,
+    accelerator: Accelerator | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Comparison:
+    """Run every method with every task, source, combination of values and seed, each once; say which to use.
+
+    Runs that are finished are not run again, those that were interrupted go on, and several processes or machines that
+    see the output folder share the runs out.
+
+    Args:
+        data: Name or settings of the task; those of ``config`` when None.
+        config: What all runs have; defaults when None.
+        methods: Names or files of methods; a few that fit the source when empty.
+        tasks: Names of tasks, in the place of ``data``.
+        sources: Names of sources, in the place of ``config.source.name``.
+        vary: Dotted keys and the values that they take.
+        seeds: One run a cell for each; a seed draws shots, order and start.
+        budget: Minutes; runs that would end later are left out. 10 where the methods are chosen here, else no limit.
+        output: The folder; ``config.output`` when None, and runs/compare without a config.
+        accelerator: Processes and device; a new one when None.
+        say: Gets each line of progress; printed when None.
+
+    Raises:
+        UserError: A name or value is wrong, a method does not fit, the budget is too small for one run, or runs in the
+            folder are of another config or of other images.
+    """
+    began = time.monotonic()
+    output = Path(output or (config.output if config else "runs/compare")).expanduser()
+    config = config or RunConfig(output=str(output))
+    if data is not None:
+        config = replace(config, data=DataConfig(name=data) if isinstance(data, str) else data)
+    check_positive("--budget", budget)
+    plan = make_plan(
+        config,
+        methods=list(methods),
+        tasks=list(tasks),
+        sources=list(sources),
+        vary=vary or {},
+        seeds=list(seeds),
+        output=output,
+    )
+    outcome = Outcome()
+    for jobs in plan.jobs.values():  # a wrong folder is told first
+        for job in jobs:
+            if (results := finished(job.config)) is not None:
+                outcome.results[job.key] = results
+    accelerator = accelerator or Accelerator()
+    [outcome.results] = broadcast_object_list([outcome.results])
+    say = say or accelerator.print
+    minutes = CHOSEN_BUDGET if budget is None and plan.chosen else budget
+    ends = began + 60 * minutes if minutes else None
+    tasks_of = _Tasks()
+    kept, costs = _costs(plan, outcome, tasks_of, accelerator, say)
+    jobs = [job for name in kept for job in plan.jobs[name]]
+    waiting = in_order([job for job in jobs if job.key not in outcome.results], costs)
+    _announce(waiting, jobs, costs, outcome, ends, minutes, say)
+    run_jobs(waiting, costs, outcome, accelerator, ends=ends, tasks=tasks_of, say=say)
+    if outcome.failed and not outcome.results:
+        raise UserError(f"every run failed, the first: {next(iter(outcome.failed.values()))}")
+    found = conclude([plan.jobs[name] for name in kept], outcome, costs, output)
+    if accelerator.is_main_process:
+        write_comparison(found, config)
+    accelerator.wait_for_everyone()
+    return found
+
+
+class _Tasks:
+    """Loads the tasks of jobs; the last one is kept, since jobs that follow each other often share it."""
+
+    def __init__(self):
+        self.key, self.task = None, None
+
+    def __call__(self, job: Job) -> Task:
+        config = job.config
+        key = repr((config.data, config.seed, config.train.protocol))
+        if key != self.key:
+            self.task = load_task(config.data, seed=config.seed, protocol=config.train.protocol)
+            self.key = key
+        return self.task
+
+
+def _costs(
+    plan: Plan, outcome: Outcome, tasks: _Tasks, accelerator: Accelerator, say: Callable[[str], None]
+) -> tuple[list[str], dict[str, Cost]]:
+    """Return the names of the cells that fit, and what a run of each takes.
+
+    Raises:
+        UserError: A method that was asked for does not fit its source, or none does.
+    """
+    unfit, kept, costs, shown = [], [], {}, set()
+    for name, jobs in plan.jobs.items():
+        todo = [job for job in jobs if job.key not in outcome.results]
+        if todo:
+            task = tasks(todo[0])
+            if str(task) not in shown:
+                say(f"{task}\n")
+                shown.add(str(task))
+            try:
+                check_fit(todo[0].config, task, accelerator.device)
+            except UserError as error:
+                unfit.append(f"{name}: {error}")
+                continue
+        kept.append(name)
+    if unfit and (not plan.chosen or not kept):
+        raise UserError(
+            f"{len(unfit)} of {len(plan.jobs)} do not fit and nothing was run; " + "; ".join(unfit)
+        )
+    todo = [name for name in kept if any(job.key not in outcome.results for job in plan.jobs[name])]
+    if todo:
+        say(
+            f"measuring how long {len(todo)} method{'s' if len(todo) > 1 else ''} take{'' if len(todo) > 1 else 's'}"
+        )
+    for name in todo:
+        waiting = [job for job in plan.jobs[name] if job.key not in outcome.results]
+        cost = measure(waiting[0].config, tasks(waiting[0]), accelerator)
+        [cost] = broadcast_object_list([cost])
+        costs |= {job.key: cost for job in waiting}
+    return kept, costs
+
+
+def _announce(
+    waiting: list[Job],
+    jobs: list[Job],
+    costs: dict[str, Cost],
+    outcome: Outcome,
+    ends: float | None,
+    minutes: float | None,
+    say: Callable[[str], None],
+) -> None:
+    """Say how long it will take.
+
+    Raises:
+        UserError: No run fits into the budget.
+    """
+    estimate = Estimate()
+    total = estimate.total([(costs[job.key], job.config.seed) for job in waiting])
+    done = len(jobs) - len(waiting)
+    line = f"{len(waiting)} runs, about {spoken(total)} in all" if waiting else "nothing is left to run"
+    line += f" ({done} finished before)" if done else ""
+    if waiting and ends is not None:
+        left = ends - time.monotonic()
+        first = min(estimate.seconds(costs[job.key], job.config.seed) for job in waiting)
+        if first > left and not done:
+            raise UserError(
+                f"--budget {minutes:g}: the shortest run takes about {spoken(first)}, and {spoken(max(left, 0))} are "
+                f"left; give more minutes, smaller images (--source.canvas) or fewer (--data.max_test)"
+            )
+        line += f"; the budget is {minutes:g} minutes"
+        line += ", the cheap ones come first" if total > left else ""
+    say(line)
+
+
+def conclude(
+    cells: Sequence[Sequence[Job]], outcome: Outcome, costs: dict[str, Cost], output: Path
+) -> Comparison:
+    """Return what the finished runs say."""
+    groups: dict[str, Cells] = {}
+    jobs = [job for row in cells for job in row]
+    by_key = {job.key: job for job in jobs}
+    for row in cells:
+        runs = [Run.read(outcome.results[job.key], job.folder) for job in row if job.key in outcome.results]
+        if runs:
+            groups.setdefault(row[0].cell.group, {})[row[0].cell.name] = runs
+    verdicts = [judge(group, found) for group, found in groups.items()]
+    rows = [row for verdict in verdicts for row in make_rows(groups[verdict.group], verdict)]
+    left_out = [by_key[key] for key in outcome.left_out if key in by_key]
+    lines: list[str] = []
+    for verdict in verdicts[:1]:
+        lines = next_things(verdict, groups[verdict.group], left_out, costs, len(outcome.failed))
+    best = {}
+    for verdict in verdicts:
+        if verdict.run is not None and (verdict.run.folder / PROMPT).is_dir():
+            inner = _folder_name(verdict.group)
+            best[verdict.group] = output / BEST / inner if inner else output / BEST
+    failed = {str(by_key[key]): error for key, error in outcome.failed.items() if key in by_key}
+    return Comparison(rows, verdicts, lines, [str(job) for job in left_out], failed, output, best)
+
+
+def _folder_name(group: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "._=-" else "_" for letter in group)
+
+
+def write_comparison(found: Comparison, config: RunConfig) -> None:
+    """Write the tables, what was picked and why, and copies of the picked prompts."""
+    output = found.output
+    write_json(output / COMPARISON, found.rows)
+    write_text(output / "compare.md", found.markdown() + "\n")
+    write_text(output / "compare.csv", as_csv(found.rows))
+    write_text(output / "compare.tex", as_latex(found.rows) + "\n")
+    picks = [
+        {
+            "group": verdict.group,
+            "pick": verdict.pick,
+            "seed": verdict.run.seed if verdict.run else None,
+            "run": str(verdict.run.folder.relative_to(output)) if verdict.run else None,
+            "sentence": verdict.sentence,
+            "pairs": verdict.pairs,
+        }
+        for verdict in found.verdicts
+    ]
+    write_json(
+        output / "pick.json",
+        {
+            "picks": picks,
+            "next": found.next,
+            "left_out": found.left_out,
+            "failed": found.failed,
+            "config": settings_of(config),
+        },
+    )
+    save_comparison_pictures(found.rows, output / PLOTS)
+    if not found.best:
+        return
+    aside = output / f".{BEST}.part"
+    shutil.rmtree(aside, ignore_errors=True)
+    for verdict in found.verdicts:
+        if verdict.group in found.best:
+            shutil.copytree(
+                verdict.run.folder / PROMPT, aside / found.best[verdict.group].relative_to(output / BEST)
+            )
+    shutil.rmtree(output / BEST, ignore_errors=True)
+    aside.rename(output / BEST)

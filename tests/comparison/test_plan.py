@@ -1,0 +1,71 @@
+"""Which runs a comparison has: names, folders and groups; wrong names are told before anything is run."""
+
+import pytest
+
+from clipvp.comparison.methods import DEFAULT_METHODS, read_method
+from clipvp.comparison.plan import make_plan
+from clipvp.config.schema import RunConfig
+from clipvp.presets import methods
+from clipvp.registry import UserError
+from clipvp.results.compare import grid, short_names
+
+
+def plan(tmp_path, **given):
+    values = {"methods": [], "tasks": [], "sources": [], "vary": {}, "seeds": [0, 1], "output": tmp_path}
+    return make_plan(RunConfig(), **{**values, **given})
+
+
+def test_the_default_methods_are_there():
+    assert set(DEFAULT_METHODS) <= set(methods())
+    assert read_method("linear_probe")["mapping.kind"] == "logistic"
+
+
+def test_every_method_task_source_and_seed_is_one_run(tmp_path):
+    found = plan(
+        tmp_path,
+        methods=["linear_probe", "blm"],
+        tasks=["digits", "mnist5k"],
+        sources=["offline:lite0", "offline:lite2"],
+        vary={"data.shots": [4, 16]},
+    )
+    assert len(found.jobs) == 16 and not found.chosen
+    jobs = [job for row in found.jobs.values() for job in row]
+    assert len({job.folder for job in jobs}) == len(jobs) == 32
+    job = found.jobs["blm mnist5k lite2 data.shots=4"][1]
+    config = job.config
+    assert (config.data.name, config.source.name, config.data.shots) == ("mnist5k", "offline:lite2", 4)
+    assert (config.mapping.kind, config.seed, config.resume) == ("blm", 1, "auto")
+    assert job.folder == tmp_path / "blm_mnist5k_lite2_data.shots=4" / "seed1"
+    assert job.cell.group == "mnist5k, data.shots=4"
+    assert len({row[0].cell.group for row in found.jobs.values()}) == 4
+
+
+def test_one_task_and_one_source_do_not_lengthen_the_names(tmp_path):
+    found = plan(tmp_path, methods=["blm"], tasks=["digits"], sources=["offline:lite0"])
+    assert list(found.jobs) == ["blm"] and found.jobs["blm"][0].cell.group == ""
+    assert list(plan(tmp_path, vary={"optim.lr": [1]}).jobs) == ["optim.lr=1"]
+    chosen = plan(tmp_path)
+    assert chosen.chosen and list(chosen.jobs) == list(DEFAULT_METHODS)
+
+
+def test_names_that_would_be_alike_are_written_whole():
+    assert short_names(["a:b/x", "c:d/x", "e"]) == {"a:b/x": "a:b/x", "c:d/x": "c:d/x", "e": "e"}
+    (cell, _) = grid({}, {}, sources=["timm:local-dir:C:\\net?", "b"])
+    assert not set('\\/:*?"<>| ') & set(cell.folder)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"methods": ["linear_prob"]}, "did you mean 'linear_probe'"),
+        ({"methods": ["blm", "blm"]}, "--methods: blm is given twice"),
+        ({"seeds": [1, 1]}, "--seeds: 1 is given twice"),
+        ({"seeds": []}, "--seeds is empty"),
+        ({"vary": {"optim.lr": []}}, "optim.lr has no values"),
+        ({"vary": {"optim.lrr": [1]}}, "optim.lrr"),
+    ],
+)
+def test_what_is_wrong_is_told_first(given, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        plan(tmp_path, **given)
+    assert list(tmp_path.iterdir()) == []
