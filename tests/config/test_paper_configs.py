@@ -59,7 +59,7 @@ def test_every_task_on_every_model_resolves(task, model):
 
 
 @pytest.mark.parametrize("model", ["clip_vit_b16", "clip_vit_b32", "clip_rn50"])
-@pytest.mark.parametrize("method", ["attr_vr", "dvp_cls", "dvp_cse", "rvp", "zs_lp"])
+@pytest.mark.parametrize("method", ["attr_vr", "dvp_cls", "dvp_cse", "dga", "rvp", "zs_lp"])
 def test_sixteen_images_a_class_with_every_method_of_texts(model, method):
     configs = PAPER.parent
     files = [configs / "few_shot" / f"{model}.yaml", configs / "methods" / f"{method}.yaml"]
@@ -68,7 +68,9 @@ def test_sixteen_images_a_class_with_every_method_of_texts(model, method):
     if method == "zs_lp":
         assert config.prompt.kind == "none"
         return
-    assert config.prompt.kind == "padding" and config.prompt.image_size == 192
+    assert config.prompt.kind == ("dga" if method == "dga" else "padding")
+    assert config.prompt.image_size == config.data.cache_side == 192
+    assert config.train.augment == "random_resized_crop"
     assert config.prompt.resize == "crop" and config.prompt.views == (3 if "dvp" in method else 1)
     assert (config.optim.name, config.optim.lr, config.optim.schedule) == ("sgd", 40.0, "cosine")
     assert (config.train.epochs, config.train.batch_size) == (200, 64)
