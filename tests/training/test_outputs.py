@@ -115,7 +115,7 @@ def test_what_trains_or_augments_is_not_fixed(prompt, augment, fixed, config, ti
 def test_epochs_take_one_augmented_view_after_the_other(config, folder_task, tmp_path, monkeypatch):
     """With as many views as epochs, a run on views is a run that augments and encodes anew."""
     settings = {"prompt": PLAIN, "mapping": {"kind": "linear", "start": "means"}}
-    train = {"epochs": 3, "augment": "crop_flip"}
+    train = {"epochs": 3, "augment": "random_resized_crop"}
     run = config(**settings, train=train | {"feature_views": 3}, output=str(tmp_path / "views"))
     task = folder_task()
     classifier, result = trained(run, task)
