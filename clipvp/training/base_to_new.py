@@ -76,8 +76,8 @@ def fit_base_to_new(config: RunConfig, accelerator: Accelerator | None = None) -
     accelerator = accelerator or Accelerator()
     (base, base_config), (new, new_config) = (_half(config, classes) for classes in ("base", "new"))
     classifier = build_classifier(base_config, base, accelerator.device)
+    other = build_classifier(new_config, new, accelerator.device)  # what does not fit is said before training
     result = fit(classifier, base, base_config, accelerator)
-    other = build_classifier(new_config, new, accelerator.device)
     other.prompt.take_over(classifier.prompt, classifier.source, other.source)
     progress, mapping = config.train.progress, "needs no images"
     if other.mapping.due(0):

@@ -96,6 +96,49 @@ def test_new_classes_get_their_texts_and_the_prompts_of_their_clusters(view_by, 
     assert new.prompt.settings["view_of"] == new.prompt.view_of.tolist()
 
 
+@pytest.mark.parametrize(
+    "mapping, counts",
+    [
+        ({"kind": "text_pool", "pool": "top_k_mean"}, False),
+        ({"kind": "text_mixing"}, False),
+        ({"kind": "dga", "levels": 1, "crops": 1}, True),
+        ({"kind": "prototypes"}, False),
+        ({"kind": "tip_adapter"}, True),
+        ({"kind": "lp_plus_plus"}, True),
+    ],
+    ids=lambda value: value["kind"] if isinstance(value, dict) else "",
+)
+def test_methods_of_clip_go_from_base_to_new(mapping, counts, tiny_model, folder, tmp_path):
+    dga = mapping["kind"] == "dga"
+    prompt = {"kind": "dga", "levels": 1, "crops": 1, "crop_step": 4} if dga else {"kind": "padding"}
+    prompt = {"kind": "none"} if mapping["kind"] in ("prototypes", "tip_adapter", "lp_plus_plus") else prompt
+    config = small_config(
+        tiny_model("open_clip_vit"),
+        tmp_path / "run",
+        data={"name": folder, "shots": 4},
+        mapping={**mapping, "templates": ["a {}.", "the {}.", "{}"]},
+        prompt={"image_size": 16, **prompt} if prompt["kind"] != "none" else {"image_size": None, **prompt},
+        train={"epochs": 1},
+    )
+    found = fit_base_to_new(config)
+    images = "counts of 8 training images of the new classes" if counts else "needs no images"
+    assert found.mapping == images and found.base.n == 15 and found.new.n == 10
+    assert found.new.class_names == ["class3", "class4"]
+
+
+def test_new_classes_too_few_for_the_tree_are_told_before_training(tiny_model, folder, tmp_path):
+    config = small_config(
+        tiny_model("open_clip_vit"),
+        tmp_path / "run",
+        data={"name": folder},
+        mapping={"kind": "dga", "templates": ["a {}."]},
+        prompt={"kind": "dga", "image_size": 16, "crop_step": 4},
+    )
+    with pytest.raises(UserError, match="2 levels above the classes need 3 classes or more; there are 2$"):
+        fit_base_to_new(config)
+    assert not (tmp_path / "run").exists()
+
+
 def test_only_the_whole_task_has_two_halves(tiny_timm, folder, tmp_path):
     config = small_config(tiny_timm, tmp_path / "run", data={"name": folder, "classes": "new"})
     with pytest.raises(UserError, match=r"data\.classes: new leaves no other classes"):
