@@ -181,6 +181,7 @@ PROMPTS = Registry(
         "border": Entry("clipvp.prompts.border", "BorderPrompt", "BorderConfig"),
         "patch": Entry("clipvp.prompts.patch", "PatchPrompt", "PatchConfig"),
         "full": Entry("clipvp.prompts.full", "FullPrompt", "FullConfig"),
+        "coordinator": Entry("clipvp.prompts.coordinator", "CoordinatorPrompt", "CoordinatorConfig"),
         "none": Entry("clipvp.prompts.none", "NoPrompt", "NoPromptConfig"),
         "several": Entry("clipvp.prompts.several", "SeveralPrompts"),
         "dga": Entry("clipvp.prompts.dga", "DgaPrompt", "DgaConfig"),
@@ -217,7 +218,14 @@ OPTIMIZERS = Registry(
     },
 )
 GRADIENTS = Registry(
-    "gradient rule", {"backpropagation": Entry("clipvp.training.gradients", "Backpropagation")}
+    "gradient rule",
+    {
+        "backpropagation": Entry("clipvp.training.gradients", "Backpropagation"),
+        "spsa": Entry("clipvp.training.spsa", "SPSA", "SPSAConfig"),
+        "random_directions": Entry(
+            "clipvp.training.random_directions", "RandomDirections", "RandomDirectionsConfig"
+        ),
+    },
 )
 AUGMENTATIONS = Registry(
     "augmentation",
@@ -238,6 +246,10 @@ SOURCES = Registry(
         "hf": Entry("clipvp.sources.hf", "load_hf"),
         "open_clip": Entry("clipvp.sources.open_clip", "load_open_clip"),
         "offline": Entry("clipvp.sources.offline", "load_offline"),
+        "distilled": Entry("clipvp.sources.distilled", "load_distilled"),
+        "onnx": Entry("clipvp.sources.onnx_file", "load_onnx", "OnnxConfig"),
+        "http": Entry("clipvp.sources.http_service", "load_http", "HttpConfig"),
+        "https": Entry("clipvp.sources.http_service", "load_http", "HttpConfig"),
     },
 )
 TASKS = Registry(

@@ -28,7 +28,7 @@ ORDER = [
     {"artifact"},
     {"model"},
     {"build"},
-    {"scoring", "export"},
+    {"scoring", "export", "serve"},
     {"training"},
     {"comparison"},
     {"cli"},

@@ -19,6 +19,7 @@ from ..results.tables import (
     mapping_text,
     markdown_table,
     plain,
+    queries_text,
     scores_table,
 )
 from ..sources.origin import public_name
@@ -127,6 +128,8 @@ def _numbers(results: dict[str, Any]) -> str:
         f"{f'Saved is {saved}. ' if saved else ''}Seed {results['seed']}, {results['num_train']:,} training images, "
         f"split hash {code(results['split_hash'])}, protocol {results['protocol']}."
     )
+    if results.get("queries"):
+        facts += f" {queries_text(results['queries'])}."
     table = markdown_table(["", *SCORE_COLUMNS.values()], scores_table(results["metrics"]))
     return f"## Numbers on {plain(results['task'])}\n\n{table}\n\n{facts}"
 

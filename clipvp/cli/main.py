@@ -97,6 +97,13 @@ def build_parser() -> argparse.ArgumentParser:
     export = verb("export", "Write prompt, frozen source and mapping as one ONNX file.", loads=True)
     export.add_argument("--onnx", metavar="FILE", required=True, help="the file to write")
     export.add_argument("--logits", action="store_true", help="give target logits, not probabilities")
+    serve = verb("serve", "Answer requests to classify images, over HTTP on this machine.", loads=True)
+    serve.add_argument("--host", default="127.0.0.1", help="address to answer at (127.0.0.1: this machine)")
+    serve.add_argument("--port", type=_port, default=8000, help="its port, 0 for a free one (8000)")
+    serve.add_argument("--batch_size", type=_positive, default=64, help="images at a time (64)")
+    serve.add_argument("--most_images", type=_positive, default=256, help="images in a request (256)")
+    serve.add_argument("--most_megabytes", type=_positive, default=64, help="size of a request (64)")
+    serve.add_argument("--device", default="cpu", help="cpu, cuda, ... (cpu)")
     report = verb("report", "Draw one run, or several compared, as one HTML file.", prompt=False)
     report.add_argument("runs", metavar="RUN", nargs="+", help="folders of runs")
     report.add_argument("--output", metavar="FILE", default=None, help="RUN/report.html for one run")
@@ -106,6 +113,12 @@ def build_parser() -> argparse.ArgumentParser:
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 0 to 65535")
     return int(text)
 
 

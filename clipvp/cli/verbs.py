@@ -21,6 +21,8 @@ _SOURCES = {
     "hf:microsoft/resnet-50": "a transformers image classifier; hf:FOLDER",
     "hf:openai/clip-vit-base-patch32": "a transformers CLIP or SigLIP; hf:FOLDER",
     "open_clip:ViT-B-32-quickgelu/openai": "an open_clip model; open_clip:hf-hub:ORG/NAME; open_clip:local-dir:FOLDER",
+    "onnx:FILE": "a model in an ONNX file, such as one of clipvp export; no gradient",
+    "http://HOST:PORT": "a service such as clipvp serve, also https://; no gradient",
     "offline:lite0": "EfficientNet-Lite0, ImageNet-1k, out of a pip package",
     "offline:lite0-minilm": "a CLIP of two pip packages",
 }
@@ -38,16 +40,11 @@ def predict(
     json: bool,
     **where: Any,
 ) -> None:
-    import torch
-
     from ..data.inputs import single_images
     from ..images import ImageError, check_image
     from ..model import PromptedClassifier
 
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {device}: {str(error).splitlines()[0]}") from error
+    _check_device(device)
     paths = single_images(images)
     if on_error == "raise":
         for path in paths:  # a file that is not an image is reported before a model loads
@@ -205,6 +202,35 @@ def export(prompt: str, onnx: str, logits: bool, **where: Any) -> None:
     print(f"checked against onnxruntime: it differs by at most {worst:.1e}")
 
 
+def serve(
+    prompt: str,
+    host: str,
+    port: int,
+    batch_size: int,
+    most_images: int,
+    most_megabytes: int,
+    device: str,
+    **where: Any,
+) -> None:
+    from ..cpu import prepare_cpu
+    from ..model import PromptedClassifier
+    from ..serve import Bounds, serve
+
+    prepare_cpu()
+    _check_device(device)
+    model = PromptedClassifier.from_pretrained(prompt, device=device, **where)
+    serve(model, host, port, Bounds(most_images, most_megabytes << 20, batch_size))
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {device}: {str(error).splitlines()[0]}") from error
+
+
 def report(runs: list[str], output: str | None) -> None:
     from ..results.page import write_page
 
@@ -222,6 +248,7 @@ VERBS = {
     "cache": cache,
     "env": env,
     "export": export,
+    "serve": serve,
     "report": report,
 }
 

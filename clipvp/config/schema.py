@@ -275,9 +275,11 @@ class OptimConfig(_Choice):
         name: A registered optimiser: adam, adamw, sgd or a plug-in's.
         lr: Learning rate at its highest.
         weight_decay: Weight decay.
-        schedule: multistep (a factor at each milestone), cosine (to zero, per step), cosine_epoch or constant.
+        schedule: multistep (a factor at each milestone), cosine (to zero, per step), cosine_epoch, power (lr / k **
+            power at step k = 1, 2, ...), polynomial (to zero, the share of steps to come ** power) or constant.
         milestones: Shares of the epochs after which the rate falls (multistep).
         gamma: Factor at each milestone (multistep).
+        power: Exponent (power, polynomial).
         warmup: Share of all steps in which the rate rises linearly to lr.
         groups: Keys of this section that differ for a group of parameters, such as {mapping: {lr: 0.001}}; the groups
             are prompt, mapping, source (fine-tuning) and those of the method.
@@ -289,14 +291,16 @@ class OptimConfig(_Choice):
     schedule: str = "multistep"
     milestones: list[float] = field(default_factory=lambda: [0.5, 0.72])
     gamma: float = 0.1
+    power: float = 0.4
     warmup: float = 0.0
     groups: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self):
         OPTIMIZERS.check(self.name)
-        check_choice("optim.schedule", self.schedule, ["multistep", "cosine", "cosine_epoch", "constant"])
+        schedules = ["multistep", "cosine", "cosine_epoch", "power", "polynomial", "constant"]
+        check_choice("optim.schedule", self.schedule, schedules)
         check_positive("optim.lr", self.lr)
-        for name in ("weight_decay", "gamma", "warmup"):
+        for name in ("weight_decay", "gamma", "power", "warmup"):
             check_positive(f"optim.{name}", getattr(self, name), zero=True)
         if not all(0 <= share <= 1 for share in self.milestones):
             raise UserError(f"optim.milestones: {self.milestones} are not shares of the epochs; give 0 to 1")
@@ -339,7 +343,10 @@ class TrainConfig(_Choice):
             shorter side resized, then a random part). Counting passes and scores use the images unchanged.
         feature_views: Augmented views of each training image whose features are computed once and then used in turn, an
             epoch each, where nothing but the mapping trains; when empty, augmented images are encoded anew each epoch.
-        gradient: A registered gradient rule: backpropagation or a plug-in's.
+        gradient: A registered gradient rule: backpropagation; spsa or random_directions, for sources that give no
+            gradient; or a plug-in's.
+        max_queries: Most images that training sends to the source, in steps, counting and validation; it ends before
+            the step that would exceed it. The tests at the end come on top. No limit when empty.
         protocol: val (a validation split selects) or paper (train on all, report the last epoch).
         eval_every: Epochs between two validations.
         patience: Epochs without a better validation after which training stops; it never stops early when empty.
@@ -360,6 +367,7 @@ class TrainConfig(_Choice):
     augment: str = "none"
     feature_views: int | None = None
     gradient: str = "backpropagation"
+    max_queries: int | None = None
     protocol: str = "val"
     eval_every: int = 1
     patience: int | None = None
@@ -382,6 +390,7 @@ class TrainConfig(_Choice):
             "batch_size",
             "gradient_accumulation_steps",
             "feature_views",
+            "max_queries",
             "eval_every",
             "patience",
             "average",
@@ -395,8 +404,9 @@ class TrainConfig(_Choice):
                 f"train.feature_views: {self.feature_views} needs train.augment: crop_flip or another kind; "
                 "with none, all views are the same"
             )
-        if self.average and (self.patience or self.average > self.epochs):
-            reason = "train.patience" if self.patience else f"train.epochs: {self.epochs}"
+        stops = "train.patience" if self.patience else "train.max_queries" if self.max_queries else None
+        if self.average and (stops or self.average > self.epochs):
+            reason = stops or f"train.epochs: {self.epochs}"
             raise UserError(f"train.average: {self.average} does not go with {reason}")
         if self.test_every_epoch and self.protocol != "paper":
             raise UserError(

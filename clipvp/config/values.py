@@ -28,6 +28,11 @@ _NOT_COMPUTED = (
     "plugins",
     "data.cache_dir",
     "source.compile",
+    "source.timeout",
+    "source.retries",
+    "source.per_second",
+    "source.token_variable",
+    "source.answers",
     "prompt.share_border",
 ) + tuple(
     f"train.{name}"

@@ -28,7 +28,12 @@ class Batches:
         tensors: The images and labels of a split.
         accelerator: The device, this process and how many share each batch.
         originals: The same images undiminished, for an augmentation that takes them.
+
+    Attributes:
+        asks_source: Whether ``outputs`` sends images to the source.
     """
+
+    asks_source = True
 
     def __init__(
         self, tensors: ImageTensors, accelerator: Accelerator, originals: OriginalImages | None = None

@@ -27,6 +27,7 @@ from .tables import (
     mapping_rows,
     mapping_table,
     percent,
+    queries_text,
     scores_table,
 )
 
@@ -148,7 +149,7 @@ def saved_results(results: dict[str, Any]) -> dict[str, Any]:
     """Return what a saved prompt tells of its run: nothing of the machine, and no path on it."""
     keys = ("task", "seed", "num_train", "num_val", "num_test", "num_classes", "split_hash", "protocol")
     kept = {key: results[key] for key in (*keys, "saved_prompt", "metrics", "best_epoch")}
-    kept["identity"] = results.get("identity")
+    kept |= {key: results.get(key) for key in ("identity", "queries")}
     config = {key: dict(value) for key, value in results["config"].items() if isinstance(value, dict)}
     config["data"]["name"] = results["task"]
     config["source"]["name"] = public_name(config["source"]["name"])
@@ -215,6 +216,7 @@ def summary(results: dict[str, Any], output: Path, most: int = 40) -> str:
             "; ".join(part for part in (best, f"prompt/ holds {saved}" if saved else "") if part),
             f"each image is encoded {encodes} times" if encodes > 1 else "",
             f"{skipped} unreadable images were left out" if skipped else "",
+            queries_text(results["queries"]) if "queries" in results else "",
             f"time {sum(seconds.values()):.1f} s: {time_line}",
             f"run  {output}",
         ],

@@ -55,6 +55,15 @@ EPOCH_COLUMNS = {
     "train_loss": "training loss",
     "mapping_changed": "classes remapped",
 }
+# Phases in which images are sent to the source, by their key in results.json, in the order in which they are shown.
+QUERIES_NAME = "images sent to the source"
+QUERIES = {
+    "features": "features",
+    "training": "training",
+    "counting": "counting",
+    "validating": "validation",
+    "testing": "tests",
+}
 # Pictures by the name of their file, in the order in which they are shown.
 CAPTIONS = {
     "prompt": "The prompt, and how far each pixel moved from its start",
@@ -149,6 +158,16 @@ def scores_table(metrics: Mapping[str, Any]) -> list[list[Any]]:
         for key, label in SCORES.items()
         if (m := metrics.get(key)) and m["n"]
     ]
+
+
+def queries_text(queries: Mapping[str, int]) -> str:
+    """Return how many images were sent to the source, in all and by phase.
+
+    >>> queries_text({"total": 1300, "counting": 1000, "testing": 300})
+    '1,300 images sent to the source: counting 1,000, tests 300'
+    """
+    parts = [f"{name} {queries[key]:,}" for key, name in QUERIES.items() if queries.get(key)]
+    return f"{queries['total']:,} {QUERIES_NAME}" + (f": {', '.join(parts)}" if parts else "")
 
 
 def percent(share: float | None) -> str:

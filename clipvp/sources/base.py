@@ -108,11 +108,13 @@ class Source(nn.Module):
         canvas: (H, W) in pixels.
         outputs: "logits" or "features": what a label mapping is given.
         has_logits: False for a CLIP without its texts, which gives features alone.
+        gives_gradient: False for a source that only answers: no gradient passes through it.
         options: Further keywords that ``load_source`` was given, of a plug-in's scheme.
         mean, std: Buffers (3, 1, 1) of the normalisation.
     """
 
     has_logits = True
+    gives_gradient = True
 
     def __init__(
         self,
@@ -337,6 +339,8 @@ def check_forward(source: Source) -> Source:
         with torch.no_grad():
             empty = torch.zeros(1, 3, *source.canvas, device=source.mean.device, dtype=torch.float32)
             logits = source(empty) if source.has_logits else source.encode(empty)
+    except UserError:  # of a black box, which knows better
+        raise
     except Exception as error:  # a network of any library may raise any type
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         height, width = source.canvas

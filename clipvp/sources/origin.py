@@ -63,6 +63,8 @@ def _local_path(name: str) -> tuple[str, str] | None:
     scheme, _, model = name.partition(":")
     if model.startswith("local-dir:"):
         start, path = f"{scheme}:local-dir:", model.removeprefix("local-dir:")
+    elif scheme in ("onnx", "distilled"):
+        start, path = f"{scheme}:", model
     elif scheme == "hf" and (model.startswith((".", "/", "~")) or Path(model).is_dir()):
         start, path = "hf:", model
     elif scheme == "open_clip" and ":" not in model and is_weight_file(model.partition("/")[2]):

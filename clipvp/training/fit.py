@@ -30,6 +30,7 @@ from ..results.folder import CHECKPOINTS, PROMPT, PROMPT_AVERAGE, RESULTS, RunFo
 from ..results.record import VISUAL_PROMPT, build_results, epoch_line, saved_results
 from ..scoring.scores import EvalResult
 from .checkpoint import Checkpoints
+from .gradients import check_gradient
 from .interrupt import Interrupted, StopRequest
 from .outputs import fixed_outputs, with_outputs
 from .processes import fail_together, main_first
@@ -85,6 +86,7 @@ def fit(
         if config.train.patience and (task.val is None or config.train.protocol != "val"):
             raise UserError("train.patience needs validation images; this run has none")
         check_trackers(config.train.report_to)
+        check_gradient(classifier, config.train.gradient)
         fixed = fixed_outputs(classifier, config.train)
         run.claim(resume=config.resume == "auto", overwrite=config.overwrite)
     try:
@@ -143,6 +145,7 @@ def _fit(
     [found] = broadcast_object_list([found])
     with fail_together(accelerator):
         if found is None:
+            trainer.queries.check()
             run.start(config, config.overwrite or config.resume == "auto")
         else:
             trainer.restore(*found)
@@ -190,6 +193,8 @@ def _fit(
         for epoch in range(trainer.state.epoch, epochs):
             if trainer.state.waited(config.train.patience):
                 break
+            if trainer.state.step == 0 and not trainer.queries.epoch_allowed(epoch):
+                break
             where, state = f"epoch {epoch + 1}/{epochs}", trainer.state
             if state.step == 0:
                 state.row = {"epoch": epoch + 1}
@@ -200,7 +205,8 @@ def _fit(
                         state.row["mapping_changed"] = changed
             with clock("training"):
                 state.row |= trainer.train_epoch(f"{where} training", after_step)
-            if "val" in data and ((epoch + 1) % config.train.eval_every == 0 or epoch + 1 == epochs):
+            ends = epoch + 1 == epochs or not trainer.queries.epoch_allowed(epoch + 1)
+            if "val" in data and ((epoch + 1) % config.train.eval_every == 0 or ends):
                 with clock("validating"):
                     result = trainer.score("val", f"{where} validating")
                     state.row["val_acc1"] = result.acc1
@@ -213,12 +219,13 @@ def _fit(
                         state.best_on_test = {"epoch": epoch + 1, **result.to_dict()}
             state.row |= {
                 "source_index": classifier.mapping.links(1).index[:, 0].tolist(),
+                "queries": sum(state.queries.values()),
                 "seconds": clock.lap(),
             }
             progress.line(epoch_line(state.row, epochs))
             tracking.epoch(state.row)
             trainer.end_epoch()
-            last = epoch + 1 == epochs or state.waited(config.train.patience)
+            last = ends or state.waited(config.train.patience) or not trainer.queries.epoch_allowed(epoch + 1)
             # An epoch on features is quicker than a write to the disk.
             [writes] = _any_process(
                 accelerator, not fixed or last or time.monotonic() - last_saved > _FEATURES_SAVE_SECONDS
@@ -245,6 +252,7 @@ def _fit(
             test["best_val"] = test["last"] if same else trainer.score("test", "testing the best prompt")
     method = VISUAL_PROMPT if classifier.source_is_frozen else "fine-tuning"
     results = build_results(config, classifier, task, data, state.best, test, clock, accelerator, method)
+    results["queries"] = {"total": sum(state.queries.values()), **state.queries}
     if state.best_on_test is not None:
         results["metrics"]["test.best_on_test"] = state.best_on_test
     with fail_together(accelerator):

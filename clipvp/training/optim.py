@@ -36,14 +36,16 @@ class SGDConfig(OptimConfig):
 
     Args:
         momentum: Momentum, 0 or more.
+        nesterov: Nesterov's momentum; with it, momentum is above 0.
     """
 
     name: str = "sgd"
     momentum: float = 0.9
+    nesterov: bool = False
 
     def __post_init__(self):
         super().__post_init__()
-        check_positive("optim.momentum", self.momentum, zero=True)
+        check_positive("optim.momentum", self.momentum, zero=not self.nesterov)
 
 
 def adam(groups: Groups) -> torch.optim.Optimizer:
@@ -55,7 +57,7 @@ def adamw(groups: Groups) -> torch.optim.Optimizer:
 
 
 def sgd(groups: Groups) -> torch.optim.Optimizer:
-    return torch.optim.SGD(_settings(groups, "momentum"))
+    return torch.optim.SGD(_settings(groups, "momentum", "nesterov"))
 
 
 def _settings(groups: Groups, *more: str) -> list[dict]:
@@ -127,7 +129,8 @@ def lr_at(config: OptimConfig, step: int, steps_per_epoch: int, epochs: int) -> 
         ``lr`` times the schedule's factor. Warm-up: (step + 1) / warm-up steps while below 1. multistep:
         gamma for each milestone m with int(m * epochs) epochs done, at least one. cosine: (1 + cos(pi * p)) / 2
         with p the share of the steps after warm-up that are done; cosine_epoch: the same at the epoch's first
-        step. constant: 1.
+        step. power: (k + 1) ** -power at the k-th step after warm-up, k = 0, 1, ...; polynomial: (1 - p) ** power.
+        constant: 1.
 
     Source: ILM-VP's reference: Adam with MultiStep at 50 % and 72 %, SGD with cosine per step.
     """
@@ -142,4 +145,8 @@ def lr_at(config: OptimConfig, step: int, steps_per_epoch: int, epochs: int) -> 
         step = max(warmup, step - step % steps_per_epoch)
     if config.schedule in ("cosine", "cosine_epoch"):
         return config.lr * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
+    if config.schedule == "power":
+        return config.lr / (step - warmup + 1) ** config.power
+    if config.schedule == "polynomial":
+        return config.lr * (1 - (step - warmup) / max(1, total - warmup)) ** config.power
     return config.lr

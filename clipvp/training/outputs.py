@@ -35,6 +35,8 @@ class OutputBatches(Batches):
         views: The same of augmented images, one tensor a view; the epochs take one after the other.
     """
 
+    asks_source = False
+
     def __init__(self, batches: Batches, outputs: Tensor, are_features: bool, views: Sequence[Tensor] = ()):
         self.skipped, self.rank, self.world = batches.skipped, batches.rank, batches.world
         self.device, self.are_features = batches.device, are_features

@@ -18,6 +18,7 @@ class State:
         best: Epoch and scores of the best validation so far.
         best_on_test: Epoch and scores of the best test, where every epoch is tested; it selects nothing.
         seconds: Seconds by phase before this process started.
+        queries: Images sent to the source so far, by phase; an image under V views counts V times.
     """
 
     epoch: int = 0
@@ -27,6 +28,7 @@ class State:
     best: dict[str, Any] | None = None
     best_on_test: dict[str, Any] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    queries: dict[str, int] = field(default_factory=dict)
 
     def waited(self, patience: int | None) -> bool:
         """Return whether so many epochs, or more, were finished since the best validation."""
@@ -45,3 +47,7 @@ class State:
             isinstance(spent, (int, float)) for spent in self.seconds.values()
         ):
             raise ValueError("the seconds by phase are not numbers")
+        if not isinstance(self.queries, dict) or not all(
+            type(count) is int and count >= 0 for count in self.queries.values()
+        ):
+            raise ValueError("the queries by phase are not whole numbers")

@@ -25,7 +25,9 @@ from ..progress import Progress
 from ..registry import GRADIENTS, UserError
 from ..results.correct import pack
 from ..scoring.scores import EvalResult, score
+from .gradients import GradientRule
 from .optim import ScheduledOptimizer, lr_at
+from .queries import Queries
 from .state import State
 from .statistics import count_pass, fit_mapping
 
@@ -58,13 +60,17 @@ class Trainer:
         self.optimizer = (
             ScheduledOptimizer(config.optim, groups, self.steps, config.train.epochs) if groups else None
         )
-        self.gradient_rule = GRADIENTS.get(config.train.gradient)(config.train, config.seed)
+        self.gradient_rule: GradientRule = GRADIENTS.get(config.train.gradient)(config.train, config.seed)
         self.source_is_frozen = classifier.source_is_frozen
         self.running_norms = _running_norms(classifier.source.network)
         self.running = self._empty_running()
         self.state = State()
         self.best_state: dict[str, Tensor] = {}
         self.sums: dict[str, Tensor] = {}  # of what trains, over the last epochs, float64 on the CPU
+        # A step sends each of its images so often to the source.
+        evaluations = self.gradient_rule.evaluations if groups else 1
+        self.queries = Queries(classifier, data, config.train, evaluations, self.state.queries)
+        self.queries.asked("features", self.queries.of_outputs())
         self._begin_epoch()
 
     def _begin_epoch(self) -> None:
@@ -81,12 +87,14 @@ class Trainer:
     def score(self, split: str, phase: str) -> EvalResult:
         """Score one split with the classifier as it is now."""
         batches, size = self.data[split], self.config.train.batch_size
+        self.queries.asked("validating" if split == "val" else "testing", self.queries.of_pass(split))
         return score(self.classifier, batches, size, self.accelerator, self._watch(batches, phase))
 
     def refresh_mapping(self, phase: str) -> int | None:
         """Fit the mapping to a new statistic; return how many classes changed their first label, if any has one."""
         own, train = self.running, self.data["train"]
-        if own is None or self.state.epoch == 0:
+        if self.queries.counted(self.state.epoch):
+            self.queries.asked("counting", self.queries.of_pass("train"))
             size = self.config.train.batch_size
             own = count_pass(self.classifier, train, size, self._watch(train, phase))
         self.running = self._empty_running()
@@ -97,6 +105,8 @@ class Trainer:
 
     def train_epoch(self, phase: str, after_step: Callable[[], None] = lambda: None) -> dict[str, Any]:
         """Take the remaining steps of the current epoch; return its last learning rates, its loss and its accuracy.
+
+        An epoch that ``train.max_queries`` cuts has fewer steps.
 
         Raises:
             UserError: The loss is not a number.
@@ -110,18 +120,23 @@ class Trainer:
         self.classifier.train()
         with self.progress.bar(sum(sizes), phase, done=seen) as bar:
             for step in range(state.step, len(batches)):
+                cost = self.queries.of_step(len(batches[step]))
+                if not self.queries.allowed(cost):
+                    break
                 parts = [
                     partial(self._gradient, part, augment, len(batches[step]), self.losses[place, step])
                     for place, part in enumerate(shares[step])
                 ]
                 self._update(parts)
+                self.queries.asked("training", cost)
                 seen, state.step = seen + sizes[step], step + 1
                 bar.advance(sizes[step], partial(_means, self.losses, self.hits, seen))
                 after_step()
         losses = self.check_finite()
         hits = self.accelerator.reduce(self.hits, "sum")
-        means = {"train_loss": float(losses.sum()) / len(train), "train_acc1": int(hits) / len(train)}
-        return {**self._rates(state.epoch * self.steps + len(batches) - 1), **means}
+        count = sum(map(len, batches[: state.step]))
+        means = {"train_loss": float(losses.sum()) / count, "train_acc1": int(hits) / count}
+        return {**self._rates(state.epoch * self.steps + state.step - 1), **means}
 
     def _rates(self, step: int) -> dict[str, float]:
         """Return the learning rates for the metrics: ``lr``, and ``lr.GROUP`` of groups with settings of their own."""
@@ -134,24 +149,33 @@ class Trainer:
         if not len(part):  # a last batch may have fewer images than there are processes and parts
             return [torch.zeros_like(parameter) for parameter in self.parameters]
         images, labels = self.data["train"].take(part, augment)
-        noted = False
+        calls = 0
 
         def loss() -> Tensor:
-            nonlocal noted
+            nonlocal calls
+            calls += 1
             outputs = self.data["train"].outputs(self.classifier, images)
             logits = self.classifier.mapping(outputs)
             total = F.cross_entropy(logits, labels, reduction="sum")
             extra = self.classifier.mapping.extra_loss(outputs, labels)
             total = total if extra is None else total + extra
-            if not noted:
-                noted = True
+            if calls == 1:
                 loss_place.copy_(total.detach())
                 self.hits += (logits.argmax(1) == labels).sum()
                 if self.running is not None:
                     self.running.add(outputs.detach(), labels)
             return total / global_batch
 
-        return self.gradient_rule(loss, self.parameters, self.state.epoch * self.steps + self.state.step)
+        if not self.parameters:
+            loss()
+            return []
+        step = self.state.epoch * self.steps + self.state.step
+        gradient = self.gradient_rule(loss, self.parameters, step)
+        if calls != self.gradient_rule.evaluations:
+            name = self.config.train.gradient
+            said = self.gradient_rule.evaluations
+            raise TypeError(f"the gradient rule {name!r} says {said} evaluations and made {calls}")
+        return gradient
 
     def _update(self, parts: list[Callable[[], list[Tensor]]]) -> None:
         """Compute the gradients of the parts of a step, sum them over all processes, and take the step."""
@@ -261,6 +285,7 @@ class Trainer:
                 raise ValueError(f"{name} is {tuple(value.shape)}, not {tuple(place.shape)}")
 
         self.state = State(**state)
+        self.queries.counts = self.state.queries
         self.state.check(self.steps)
         self.classifier.load_trained_state(part("trained."))
         self.best_state = {name: value.to(self.accelerator.device) for name, value in part("best.").items()}

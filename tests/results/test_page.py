@@ -208,7 +208,7 @@ def test_one_epoch_and_one_value_make_a_chart():
 @pytest.mark.parametrize("share", [True, False])
 def test_a_curve_is_a_straight_map_of_its_values(share):
     epochs, values = range(1, 41), [0.1 + 0.02 * epoch for epoch in range(40)]
-    (line,), y_ticks, x_ticks = chart("loss", [("run", [*zip(epochs, values, strict=True)])], share)[1:]
+    (line,), y_ticks, x_ticks = chart("loss", [("run", [*zip(epochs, values, strict=True)])], share)[1:4]
     assert line.dots == [] and [x for x, _ in line.points] == sorted(x for x, _ in line.points)
     low, high, scale = y_ticks[0], y_ticks[-1], 100 if share else 1
     start, end = (float(text.removesuffix(" %")) / scale for _, text in (low, high))

@@ -711,3 +711,14 @@ def test_text_is_shortened_wrapped_and_always_has_a_glyph():
     assert wrap("", 1.0, 9) == ""
     texts, look = writing(["猫\u200d", "\x00\x1b[0m", "plain"])
     assert look["parse_math"] is False and texts[1:] == ["[0m", "plain"] and len(texts[0]) == 1
+
+
+def test_accuracy_by_queries_has_a_line_for_each_run():
+    rows = [{"epoch": place, "queries": 100 * place, "val_acc1": place / 10} for place in range(1, 4)]
+    figure = plots.plot_queries({"one": rows, "two": rows[:2], "old": [{"epoch": 1, "val_acc1": 0.5}]})
+    (ax,) = figure.axes
+    one, two, old = ax.lines
+    assert list(one.get_xdata()) == [100, 200, 300] and list(two.get_ydata()) == [0.1, 0.2]
+    assert len(old.get_xdata()) == 0 and ax.get_xscale() == "log"
+    with pytest.raises(ValueError, match="no run has rows with queries and test_acc1"):
+        plots.plot_queries({"one": rows}, "test_acc1")

@@ -24,12 +24,13 @@ class Line(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """A chart ``WIDTH`` x ``HEIGHT``: its curves, and the ticks of both axes, each a place and a text."""
+    """A chart ``WIDTH`` x ``HEIGHT``: its curves, the ticks of both axes, each a place and a text, and what x is."""
 
     title: str
     lines: list[Line]
     y_ticks: list[tuple[float, str]]
     x_ticks: list[tuple[float, str]]
+    x_name: str
 
 
 def look(index: int) -> str:
@@ -37,8 +38,8 @@ def look(index: int) -> str:
     return f"c{index % COLOURS}" + (" dashed" if index // COLOURS % 2 else "")
 
 
-def chart(title: str, series: Sequence[tuple[str, Points]], share: bool) -> Chart:
-    """Return a chart with a curve for each (name, [(epoch, value), ...]); ``share`` writes values in %."""
+def chart(title: str, series: Sequence[tuple[str, Points]], share: bool, x_name: str = "epoch") -> Chart:
+    """Return a chart with a curve for each (name, [(x, value), ...]), x whole numbers; ``share`` writes values in %."""
     epochs = [x for _, points in series for x, _ in points]
     values = [y for _, points in series for _, y in points]
     ticks = nice_ticks(min(values) if share else min(0, *values), max(values))
@@ -57,7 +58,7 @@ def chart(title: str, series: Sequence[tuple[str, Points]], share: bool) -> Char
         lines.append(Line(name, look(index), places, places if len(places) <= _MOST_DOTS else []))
     y_ticks = [(round(y_of(tick), 1), f"{100 * tick:.4g} %" if share else f"{tick:.4g}") for tick in ticks]
     x_ticks = [(round(x_of(tick), 1), str(tick)) for tick in whole_ticks(first, last)]
-    return Chart(title, lines, y_ticks, x_ticks)
+    return Chart(title, lines, y_ticks, x_ticks, x_name)
 
 
 def nice_ticks(low: float, high: float, number: int = 5) -> list[float]:
@@ -74,5 +75,6 @@ def nice_ticks(low: float, high: float, number: int = 5) -> list[float]:
 
 def whole_ticks(first: int, last: int, most: int = 8) -> list[int]:
     """Return at most about ``most`` whole numbers from first to last."""
-    step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10**9) if (last - first) / s <= most)
-    return [n for n in range(first, last + 1) if n % step == 0 or n == first == last]
+    steps = (factor * 10**power for power in range(18) for factor in (1, 2, 5))
+    step = next(step for step in steps if (last - first) / step <= most)
+    return [first] if first == last else list(range(-(-first // step) * step, last + 1, step))

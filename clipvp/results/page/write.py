@@ -18,6 +18,7 @@ from ..tables import (
     COMPARISON_COLUMNS,
     EPOCH_COLUMNS,
     MAPPING_COLUMNS,
+    QUERIES_NAME,
     SCORE_COLUMNS,
     SCORES,
     mapping_columns,
@@ -149,6 +150,10 @@ def _scores(runs: Sequence[Run], looks: Sequence[str]) -> list[Column]:
         texts = ["-" if number is None else f"{number:,}" for number in numbers]
         own = [Cell(text, number) for text, number in zip(texts, numbers, strict=True)]
         columns.append(Column(COMPARISON_COLUMNS["numbers"], own))
+    queries = [run.results.get("queries", {}).get("total") for run in runs]
+    if any(queries):
+        cells = [Cell("-" if total is None else f"{total:,}", total) for total in queries]
+        columns.append(Column(QUERIES_NAME, cells))
     minutes = [sum(run.results["seconds"].values()) / 60 for run in runs]
     return [*columns, Column("minutes", [Cell(f"{value:.1f}", value) for value in minutes])]
 
@@ -175,6 +180,8 @@ def _is_number(value: Any) -> bool:
 def _figures(run: Run) -> list[tuple[str, str]]:
     """Return the main numbers of a run: what each is, and its text."""
     scores = [(f"{label}, {n:,} images", acc1) for label, acc1, *_, n in scores_table(run.results["metrics"])]
+    if queries := run.results.get("queries"):
+        scores.append((QUERIES_NAME, f"{queries['total']:,}"))
     return [*scores, ("time in all", f"{sum(run.results['seconds'].values()) / 60:.1f} min")]
 
 
@@ -189,6 +196,16 @@ def _charts(runs: Sequence[Run], looks: Sequence[str]) -> list[curves.Chart]:
             drawn = curves.chart(title.capitalize(), series, share=key.endswith("acc1"))
             lines = [line._replace(look=look) for line, look in zip(drawn.lines, looks, strict=True)]
             charts.append(drawn._replace(lines=lines))
+    key = "val_acc1"
+    series = [
+        (run.name, [(row["queries"], row[key]) for row in run.history if "queries" in row and key in row])
+        for run in runs
+    ]
+    if len(runs) > 1 and any(points for _, points in series):
+        name = f"{EPOCH_COLUMNS[key].capitalize()} by queries"
+        drawn = curves.chart(name, series, share=True, x_name=QUERIES_NAME)
+        lines = [line._replace(look=look) for line, look in zip(drawn.lines, looks, strict=True)]
+        charts.append(drawn._replace(lines=lines))
     return charts
 
 

@@ -8,6 +8,7 @@ from .comparison import plot_costs, plot_shots
 from .counts import plot_confusion, plot_mapping, plot_templates
 from .epochs import plot_curves, plot_moves
 from .pixels import plot_examples, plot_gallery, plot_prompt
+from .queries import plot_queries
 from .texts import plot_texts
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "plot_mapping",
     "plot_moves",
     "plot_prompt",
+    "plot_queries",
     "plot_shots",
     "plot_templates",
     "plot_texts",

@@ -1,0 +1,221 @@
+"""The client of a service that classifies images over HTTP, see docs/pages/black_box.md for the protocol."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import io
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from PIL import Image
+
+from ..registry import UserError
+from .black_box import are_probabilities
+
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds between two tries: twice as long each time
+LARGEST_ANSWER = 1 << 28  # bytes
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How a client asks.
+
+    Args:
+        timeout: Seconds to wait for an answer.
+        retries: Further tries after a failed one.
+        per_second: Most images a second; no limit when None.
+        token: Sent as ``Authorization: Bearer``; none when None.
+    """
+
+    timeout: float = 30.0
+    retries: int = 6
+    per_second: float | None = None
+    token: str | None = None
+
+
+class _Retry(Exception):
+    """A try failed for a reason that may pass."""
+
+    def __init__(self, reason: str, after: float | None = None):
+        super().__init__(reason)
+        self.after = after
+
+
+class Service:
+    """One service.
+
+    Args:
+        url: http:// or https://, without a query.
+        limits: How it is asked.
+
+    Attributes:
+        labels: The names of what it scores.
+        size: (h, w) of the images that it wants.
+        resize: How images are brought to that size, as ``Resize.to_dict`` has it; empty if it does not say.
+        model: What it calls its model; empty if it does not say.
+        sent: Images sent so far.
+
+    Raises:
+        UserError: The address is none, the service cannot be reached, or what it says of itself makes no sense.
+    """
+
+    def __init__(self, url: str, limits: Limits):
+        self.url, self.limits, self.sent, self._next = url.rstrip("/"), limits, 0, 0.0
+        try:
+            parts = urlsplit(self.url)
+            _ = parts.port
+        except ValueError as error:
+            raise UserError(f"source.name: {url!r} is no address: {error}") from error
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise UserError(f"source.name: {url!r} is no address of a service; give http://HOST:PORT/PATH")
+        if parts.username or parts.password:
+            raise UserError("source.name: an address holds no password; put it into source.token_variable")
+        # A proxy of this machine does not know the machine's own addresses.
+        own = [urllib.request.ProxyHandler({})] if parts.hostname in _LOOPBACK else []
+        self._opener = urllib.request.build_opener(*own)
+        info = self._ask("info", None)
+        self.labels, self.size = _labels(self.url, info), _size(self.url, info)
+        self.resize = info.get("resize") or {}
+        self.model = str(info.get("model") or "")
+
+    def probabilities(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Return a row of probabilities (B, S) float32 for each image, uint8 (h, w, 3), in one request.
+
+        Raises:
+            UserError: The service cannot be reached, refuses, or answers with something else.
+        """
+        if self.limits.per_second:
+            now = time.monotonic()
+            time.sleep(max(0.0, self._next - now))
+            self._next = max(now, self._next) + len(images) / self.limits.per_second
+        body = {"images": [base64.b64encode(png(image)).decode("ascii") for image in images]}
+        answer = self._ask("classify", body)
+        self.sent += len(images)
+        return self._check(answer, len(images))
+
+    def _check(self, answer: dict[str, Any], count: int) -> np.ndarray:
+        rows, where = answer.get("probabilities"), f"the service {self.url}"
+        if str(answer.get("model") or self.model) != self.model:
+            raise UserError(f"{where} changed its model: it was {self.model!r}, and is {answer['model']!r}")
+        if not isinstance(rows, list) or len(rows) != count or not all(isinstance(row, list) for row in rows):
+            raise UserError(
+                f"{where} was sent {count} images and did not answer with {count} rows of probabilities"
+            )
+        for row in rows:
+            if len(row) != len(self.labels):
+                raise UserError(
+                    f"{where} says that it has {len(self.labels)} labels, and answers with {len(row)} numbers an image"
+                )
+        try:
+            found = np.array(rows, np.float64)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where} answers with probabilities that are no numbers: {error}") from error
+        if not are_probabilities(found):
+            sums = found.sum(1)
+            odd = found[~np.isfinite(sums) | (found < 0).any(1) | (abs(sums - 1) > 1e-3)][0]
+            shown = (
+                "NaN or infinity"
+                if not np.isfinite(odd).all()
+                else f"{odd.min():g} to {odd.max():g}, sum {odd.sum():g}"
+            )
+            raise UserError(f"{where} answers with numbers that are no probabilities: {shown}")
+        return found.astype(np.float32)
+
+    def _ask(self, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+        """Return the service's JSON object, after as many tries as allowed."""
+        wait = FIRST_WAIT
+        for left in range(self.limits.retries, -1, -1):
+            try:
+                return self._try(path, body)
+            except _Retry as failed:
+                if not left:
+                    tries = self.limits.retries + 1
+                    raise UserError(
+                        f"the service {self.url} did not answer in {tries} {'tries' if tries > 1 else 'try'}: {failed}"
+                    ) from failed
+                time.sleep(min(LONGEST_WAIT, wait if failed.after is None else failed.after))
+                wait *= 2
+        raise AssertionError
+
+    def _try(self, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+        headers = {"Accept": "application/json"}
+        if self.limits.token:
+            headers["Authorization"] = f"Bearer {self.limits.token}"
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        content = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.url}/{path}", content, headers)
+        try:
+            with self._opener.open(request, timeout=self.limits.timeout) as response:
+                text = response.read(LARGEST_ANSWER + 1)
+        except urllib.error.HTTPError as error:
+            reason = f"{path} gave {error.code} {_said(error)}".strip()
+            if error.code in (408, 425, 429) or error.code >= 500:
+                raise _Retry(reason, _after(error)) from error
+            raise UserError(f"the service {self.url} refuses: {reason}") from error
+        except TimeoutError as error:
+            raise _Retry(f"no answer within {self.limits.timeout:g} s") from error
+        except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+            reason = getattr(error, "reason", error)
+            if isinstance(reason, TimeoutError):
+                raise _Retry(f"no answer within {self.limits.timeout:g} s") from error
+            raise _Retry(str(reason) or type(reason).__name__) from error
+        if len(text) > LARGEST_ANSWER:
+            raise UserError(f"the service {self.url} answers with more than {LARGEST_ANSWER >> 20} MB")
+        try:
+            answer = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"the service {self.url} does not answer in JSON: {text[:60]!r}") from error
+        if not isinstance(answer, dict):
+            raise UserError(f"the service {self.url} answers with {str(answer)[:60]}, not a JSON object")
+        return answer
+
+
+def png(image: np.ndarray) -> bytes:
+    """Return an image, uint8 (h, w, 3), as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "png", compress_level=1)
+    return file.getvalue()
+
+
+def _said(error: urllib.error.HTTPError) -> str:
+    try:
+        return str(json.loads(error.read(1 << 16))["error"])[:300]
+    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
+        return str(error.reason)
+
+
+def _after(error: urllib.error.HTTPError) -> float | None:
+    """Return the seconds of Retry-After, None where it is not there or is a date."""
+    try:
+        return max(0.0, float(error.headers.get("Retry-After")))
+    except (TypeError, ValueError):
+        return None
+
+
+def _labels(url: str, info: dict[str, Any]) -> list[str]:
+    labels = info.get("labels")
+    good = (
+        isinstance(labels, list) and labels and all(isinstance(name, str) and name.strip() for name in labels)
+    )
+    if not good or len(set(labels)) != len(labels):
+        raise UserError(f"the service {url} gives no list of distinct labels at {url}/info")
+    return labels
+
+
+def _size(url: str, info: dict[str, Any]) -> tuple[int, int]:
+    size = info.get("size")
+    if not (
+        isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)
+    ):
+        raise UserError(f"the service {url} gives no size [height, width] of its images at {url}/info")
+    return size[0], size[1]

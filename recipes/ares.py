@@ -1,0 +1,131 @@
+"""AReS: ask a service once for each training image, then learn a prompt on a local source.
+
+    clipvp ares --service http://127.0.0.1:8000 --source.name offline:lite0 --data.name mnist5k
+
+The service's probabilities are distilled into a linear head on the local source's features (distilled/). A padding
+prompt and BLM+ are then trained on the local source with that head (ares/), which asks the service nothing. A linear
+probe on the same local features and the task's labels stands beside it (linear_probe/): it needs no service at all.
+With `--ask_tests true` the service is asked about the test images too, for a linear layer on its answers (on_answers/).
+Leaves ares.json.
+"""
+
+from clipvp.cli import parse, user_errors
+
+PAPER = {"prompt.kind": "padding", "mapping.kind": "blm_plus", "optim.lr": 0.01, "train.epochs": 200}
+
+
+def extend(parser) -> None:
+    parser.add_argument(
+        "--service", type=str, default=None, help="Source that is asked, such as http://HOST:PORT."
+    )
+    parser.add_argument(
+        "--service_options", type=dict, default={}, help="Its keys, such as '{per_second: 5}'."
+    )
+    parser.add_argument("--distil_epochs", type=int, default=100, help="Epochs of the head (100).")
+    parser.add_argument(
+        "--ask_tests", type=bool, default=False, help="Ask about validation and test images too."
+    )
+
+
+def main() -> None:
+    config, options = parse(__doc__, defaults={**PAPER, "output": "runs/ares"}, extend=extend)
+    with user_errors():
+        from dataclasses import replace
+        from pathlib import Path
+
+        import torch
+        from accelerate import Accelerator
+        from tabulate import tabulate
+
+        from clipvp import build_classifier, fit, load_task
+        from clipvp.config.schema import MappingConfig, OptimConfig, PromptConfig, SourceConfig, TrainConfig
+        from clipvp.cpu import prepare_cpu
+        from clipvp.data.batches import Batches
+        from clipvp.files import write_json
+        from clipvp.progress import Progress
+        from clipvp.registry import UserError, check_positive
+        from clipvp.results.tables import percent
+        from clipvp.sources.distilled import save_distilled
+        from clipvp.training.distil import distil
+        from clipvp.training.outputs import with_outputs
+
+        if not options["service"]:
+            raise UserError("--service is missing; give the source to ask, such as http://127.0.0.1:8000")
+        check_positive("--distil_epochs", options["distil_epochs"])
+        prepare_cpu()
+        accelerator = Accelerator()
+        progress = Progress(config.train.progress and accelerator.is_main_process)
+        task = load_task(config.data, seed=config.seed, protocol=config.train.protocol)
+        accelerator.print(f"{task}\n")
+        output = Path(config.output)
+        on_logits = MappingConfig(kind="linear", takes="logits", standardise=True)
+        plain = replace(config, prompt=PromptConfig(kind="none"), mapping=on_logits)
+
+        def outputs(source: SourceConfig, phase: str):
+            """Return what a source gives of the training images as they are, and its classifier."""
+            classifier = build_classifier(replace(plain, source=source), task, accelerator.device)
+            tensors = task.tensors("train", classifier.resize, progress=progress.shown)
+            found = with_outputs(
+                classifier,
+                Batches(tensors, accelerator),
+                task.images("train"),
+                accelerator,
+                progress,
+                cache_dir=task.cache_dir,
+                phase=phase,
+            )
+            return found, classifier
+
+        asked = SourceConfig(name=options["service"], **options["service_options"])
+        answers, teacher = outputs(asked, "answers to train")
+        with torch.no_grad():  # what is kept of a source that has features are these
+            logits = answers.outputs(teacher, answers.values)
+        features, student = outputs(config.source, "features of train")
+        features, local, service = features.values, student.source, teacher.source
+        local.classifier_head()  # raises where there is none
+        weight, bias, left = distil(
+            features, logits.softmax(1), epochs=options["distil_epochs"], seed=config.seed
+        )
+        agree = float(((features @ weight.T + bias).argmax(1) == logits.argmax(1)).float().mean())
+        folder = output / "distilled"
+        if accelerator.is_main_process:
+            save_distilled(folder, local, weight.cpu(), bias.cpu(), service.labels.names, service.name)
+        accelerator.wait_for_everyone()
+        head = SourceConfig(name=f"distilled:{folder}", canvas=config.source.canvas)
+
+        runs = {"ares": replace(config, source=head)}
+        runs["linear_probe"] = replace(
+            plain,
+            source=config.source,
+            mapping=MappingConfig(kind="logistic"),
+            train=replace(config.train, epochs=1),
+        )
+        if options["ask_tests"]:
+            runs["on_answers"] = replace(
+                plain,
+                source=asked,
+                optim=OptimConfig(lr=0.01, schedule="cosine"),
+                train=TrainConfig(epochs=100, batch_size=64, progress=config.train.progress),
+            )
+        rows, found = [], {"asked": len(logits), "divergence": left, "top1_agreement": agree, "runs": {}}
+        for name, run in runs.items():
+            run = replace(run, output=str(output / name))
+            classifier = build_classifier(run, task, accelerator.device)
+            results = fit(classifier, task, run, accelerator).results
+            best = results["metrics"]["test.best_val"]
+            best = best if best["n"] else results["metrics"]["test.last"]
+            found["runs"][name] = best
+            asks = len(logits) if name != "linear_probe" else 0
+            asks += results["queries"]["total"] - results["num_train"] if name == "on_answers" else 0
+            rows.append([name, percent(best["acc1"]), f"{asks:,}"])
+        if accelerator.is_main_process:
+            write_json(output / "ares.json", {**found, "service": service.name, "seed": config.seed})
+        table = tabulate(rows, ["", "test top-1", "images sent to the service"], disable_numparse=True)
+        accelerator.print(
+            f"\nthe head's divergence from the answers is {left:.3f} nats, and its first label agrees with theirs on "
+            f"{percent(agree)} of {len(logits)} images\n\n{table}\n\nrun  {output}"
+        )
+
+
+if __name__ == "__main__":
+    main()

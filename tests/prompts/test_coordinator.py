@@ -1,0 +1,92 @@
+"""BlackVIP's coordinator: its formula, what is saved, and what trains without gradient."""
+
+import pytest
+import timm
+import torch
+from conftest import trained
+from torch.nn import functional as F
+
+from clipvp import PromptedClassifier, UserError, build_classifier, load_source
+from clipvp.prompts.coordinator import CoordinatorPrompt
+
+
+@pytest.fixture
+def encoder(tiny_timm_vit) -> str:
+    return tiny_timm_vit.removeprefix("timm:")
+
+
+@pytest.fixture
+def prompt(encoder) -> CoordinatorPrompt:
+    return CoordinatorPrompt((32, 32), encoder, 0.4, (0.5, 0.25, 0.2))
+
+
+def images(count: int = 3) -> torch.Tensor:
+    return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def test_pixels_are_the_formula(prompt, encoder):
+    network = timm.create_model(encoder, pretrained=True, num_classes=0).eval()
+    size = network.pretrained_cfg["input_size"][1:]
+    mean, std = (torch.tensor(network.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        features = network((F.interpolate(images(), size, mode="bilinear", antialias=True) - mean) / std)
+        joined = torch.cat([features, prompt.trigger.expand(3, -1)], 1)
+        assert joined.shape == (3, 32 * 49)
+        picture = prompt.decoder(joined.view(3, 32, 7, 7))
+        assert picture.shape == (3, 3, 224, 224) and picture.std() > 0.01
+        picture = F.interpolate(picture, (32, 32), mode="bilinear", antialias=True)
+        scale = 0.4 * torch.tensor([0.5, 0.25, 0.2]).view(3, 1, 1)
+        expected = (images() + scale * picture).clamp(0, 1)
+        torch.testing.assert_close(prompt(images()), expected, rtol=1e-4, atol=1e-5)
+    assert (prompt.trigger >= 0).all() and (prompt.trigger <= 0.1).all()
+
+
+def test_an_image_does_not_depend_on_its_batch(prompt):
+    with torch.no_grad():
+        torch.testing.assert_close(prompt(images())[1:2], prompt(images()[1:2]), rtol=1e-4, atol=1e-5)
+
+
+def test_features_of_the_same_images_are_computed_once(prompt):
+    calls = []
+    prompt._encoder[0].register_forward_hook(lambda *given: calls.append(1))
+    batch = images()
+    first = prompt(batch)
+    assert torch.equal(prompt(batch), first) and len(calls) == 1
+    batch[0] = 0  # written to
+    assert not torch.equal(prompt(batch), first) and len(calls) == 2
+    prompt(images())
+    assert len(calls) == 3
+
+
+def test_gradients_reach_trigger_and_decoder_alone(prompt):
+    prompt(images()).sum().backward()
+    assert all(parameter.grad is not None for parameter in prompt.parameters())
+    assert set(prompt.parameter_groups()) == {"prompt.trigger", "prompt.decoder"}
+    assert prompt.num_trainable() == sum(value.numel() for value in prompt.state_dict().values())
+    assert not any(parameter.requires_grad for parameter in prompt._encoder[0].parameters())
+
+
+def test_it_trains_by_spsa_and_is_loaded_without_the_encoder_in_its_file(
+    encoder, config, tiny_task, tmp_path
+):
+    run = config(
+        prompt={"kind": "coordinator", "encoder": encoder},
+        optim={"name": "sgd", "lr": 0.01, "nesterov": True, "schedule": "power"},
+        train={"gradient": "spsa", "draws": 1, "epochs": 1},
+    )
+    start = build_classifier(run, tiny_task).prompt.trigger.detach().clone()
+    classifier, _ = trained(run, tiny_task)
+    assert not torch.equal(classifier.prompt.trigger, start)
+    loaded = PromptedClassifier.from_pretrained(tmp_path / "run" / "prompt")
+    with torch.no_grad():
+        assert torch.equal(loaded(images()), classifier.eval()(images()))
+    assert (tmp_path / "run" / "prompt" / "model.safetensors").stat().st_size < 100_000
+
+
+def test_wrong_encoders_are_refused(encoder, tiny_timm):
+    with pytest.raises(UserError, match="prompt.encoder: 'vit_hugest' cannot be loaded by timm") as error:
+        CoordinatorPrompt((32, 32), "vit_hugest", 0.4, (1, 1, 1))
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="has weights .*, and the prompt was made for 0123"):
+        CoordinatorPrompt((32, 32), encoder, 0.4, (1, 1, 1), weights="0123")
+    assert load_source(tiny_timm, canvas=32).preprocessing.std

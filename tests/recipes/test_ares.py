@@ -1,0 +1,76 @@
+"""AReS: the distilled head is near its teacher, is a source, and the recipe asks each training image once."""
+
+import json
+
+import pytest
+import torch
+from conftest import write_image_folder
+from test_recipes import run  # noqa: F401, a fixture
+
+from clipvp import PromptedClassifier, UserError, load_source
+from clipvp.sources.distilled import save_distilled
+from clipvp.training.distil import distil
+
+
+def problem():
+    """Return features of very different scales, and the answers of a layer on them."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(300, 6, generator=generator) * torch.tensor([0.01, 0.1, 1, 1, 10, 100]) + 3
+    inputs = (features - features.mean(0)) / features.std(0)
+    return features, (inputs @ torch.randn(6, 4, generator=generator)).softmax(1)
+
+
+def test_a_layer_that_can_be_distilled_is_found():
+    features, answers = problem()
+    weight, bias, left = distil(features, answers, epochs=60, lr=0.03, weight_decay=0.0)
+    found = (features @ weight.T + bias).softmax(1)
+    divergence = (answers * (answers / found).log()).sum(1).mean()
+    assert left == pytest.approx(float(divergence), abs=1e-4) and left < 1e-3
+    again = distil(features, answers, epochs=60, lr=0.03, weight_decay=0.0)
+    assert torch.equal(again[0], weight) and torch.equal(again[1], bias)
+    assert distil(features, answers, epochs=1, lr=0.03)[2] > 20 * left
+
+
+def test_a_distilled_source_scores_the_heads_labels(tiny_timm, tmp_path):
+    inner = load_source(tiny_timm, canvas=32)
+    weight = torch.randn(5, inner.num_features, generator=torch.Generator().manual_seed(1))
+    bias, labels = torch.arange(5.0), list("abcde")
+    name = save_distilled(tmp_path / "head", inner, weight, bias, labels, "http://127.0.0.1:1")
+    source = load_source(name, canvas=32)
+    pixels = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = inner.encode(pixels) @ weight.T + bias
+        torch.testing.assert_close(source(pixels), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(source.encode(pixels), inner.encode(pixels))
+    assert source.labels.names == tuple(labels) and source.fingerprint != inner.fingerprint
+    assert source.gives_gradient
+    (tmp_path / "head" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="is no distilled source"):
+        load_source(name)
+
+
+def test_the_recipe_asks_once(run, tiny_timm, tiny_hf, tmp_path, capsys):  # noqa: F811
+    folder = write_image_folder(tmp_path / "images", {"train": 24, "val": 9, "test": 15}, 3)
+    options = {"source.name": tiny_timm, "source.canvas": 32, "data.name": folder, "prompt.image_size": 16}
+    options |= {"train.epochs": 2, "train.batch_size": 8, "train.progress": "false", "service": tiny_hf}
+    options |= {
+        "distil_epochs": 5,
+        "output": "ares",
+        "ask_tests": "true",
+        "service_options": '{"canvas": 32}',
+    }
+    printed = run("ares", *(f"--{key}={value}" for key, value in options.items()))
+    found = json.loads((tmp_path / "ares" / "ares.json").read_text())
+    assert found["asked"] == 24 and found["runs"].keys() == {"ares", "linear_probe", "on_answers"}
+    rows = {
+        line.split()[0]: line.split()[-1] for line in printed.splitlines() if line[:1] in "alo" and line[1:]
+    }
+    assert (rows["ares"], rows["linear_probe"], rows["on_answers"]) == ("24", "0", "48")
+    prompt = PromptedClassifier.from_pretrained(tmp_path / "ares" / "ares" / "prompt")
+    assert len(prompt.source.labels) == 7 and prompt.source.name == "distilled:ares/distilled"
+
+
+def test_a_missing_service_is_named(run, capsys):  # noqa: F811
+    with pytest.raises(SystemExit) as stopped:
+        run("ares")
+    assert stopped.value.code == 2 and "--service is missing" in capsys.readouterr().err
