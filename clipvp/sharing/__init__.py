@@ -1,10 +1,12 @@
-"""Exact sharing of the border: what all images of a batch have in common is computed once.
+"""Exact sharing: what all images of a batch have in common is computed once, and what no prompt reaches without gradient.
 
 With a padding prompt all pixels outside the image are the same for all images. A feature map then consists of one
-map that all images share and, inside a box that grows with the receptive field, a region for each image.
+map that all images share and, inside a box that grows with the receptive field, a region for each image. Inside the
+region lies a core that shrinks with the receptive field; no pixel of the prompt reaches it, so it needs no gradient.
 """
 
-from .network import Held, PairNetwork, StaleError
+from .network import Held, SplitNetwork, StaleError
+from .network_pass import Limits
 from .window import Box, put_together
 
-__all__ = ["Box", "Held", "PairNetwork", "StaleError", "put_together"]
+__all__ = ["Box", "Held", "Limits", "SplitNetwork", "StaleError", "put_together"]

@@ -1,4 +1,4 @@
-"""A frozen network, run on images that have the same surroundings."""
+"""A frozen network, run on images that have the same surroundings, or parts that need no gradient."""
 
 from __future__ import annotations
 
@@ -10,46 +10,48 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .network_pass import NetworkPass, ResultCache
-from .pair import Pair
+from .network_pass import Limits, NetworkPass, ResultCache
 from .rules import RULES
-from .window import Box, put_together
+from .split_map import SplitMap
+from .window import Box, Layout, Parts, put_together, split, view_of
 
 
-class PairNetwork:
-    """Computes ``network(put_together(shared, region, box))`` with less work.
+class SplitNetwork:
+    """Computes a frozen network on images of which parts need less work.
 
-    The part of the work that depends on the shared pixels only is done once for all images. For each image the
-    network computes only a box that grows with the receptive field. The output is the same up to rounding, and so
-    are the gradients of ``shared`` (summed over the batch) and of ``region``. Any module works: an operator
-    without a rule (``rules.py``) gets the whole map, and so do the operators after it.
+    What all images share outside a box is computed once for all images. What gets no gradient, the core of each image,
+    is computed without. Both parts shrink with the receptive field. The output is the same up to rounding, and so are
+    the gradients of ``shared`` (summed over the batch) and of ``region`` outside the core. Any module works: an
+    operator without a rule (``rules.py``) gets the whole map, and so do the operators after it.
 
     The network is not copied, and this class is no ``nn.Module``, so that no parameter is registered twice. The
     network must not be compiled.
 
     Args:
         network: Maps (B, 3, H, W) to any output. Frozen and in ``eval()``.
-        limit: The largest share of a map, 0 to 1, that is computed in two parts; above it the whole map is
-            computed. The shared map counts as one more image. The time of a step hardly changes between 0.55
-            and 1 (ResNet-18 and EfficientNet-Lite0, on a CPU).
+        limits: When parts are too small to save time.
 
     Attributes:
-        reason: Why the network always runs on whole maps; None as long as it can run in two parts.
+        reason: Why the network always runs on whole maps; None as long as it can run in parts.
     """
 
-    def __init__(self, network: nn.Module, limit: float = 0.7):
+    def __init__(self, network: nn.Module, limits: Limits | None = None):
         self.network = network
-        self.limit = limit
+        self.limits = limits or Limits()
         self.reason: str | None = None
 
-    def __call__(self, shared: Tensor | Held, region: Tensor, box: Box) -> Any:
+    def __call__(
+        self, shared: Tensor | Held | None, region: Tensor, box: Box, core: Box | None = None
+    ) -> Any:
         """Return the network's output for a batch of images in their surroundings.
 
         Args:
-            shared: (1, 3, H, W), normalised surroundings, or what ``hold`` returned. Values inside the box are
+            shared: (1, 3, H, W), normalised surroundings, or what ``hold`` returned; or (B, 3, H, W), those of each
+                image, which then get no gradient; None where the box is the whole canvas. Values inside the box are
                 ignored but must be finite.
             region: (B, 3, h, w), the normalised images.
             box: (top, left, bottom, right) of the images in pixels, half-open.
+            core: The pixels inside the box that need no gradient: theirs is not defined.
 
         Raises:
             ValueError: Shapes, box, dtypes or devices do not fit together.
@@ -59,21 +61,31 @@ class PairNetwork:
         if isinstance(shared, Held):
             shared, cache = shared.check(), shared.cache
             cache.start_pass(region.device.type)
-        _check_inputs(shared, region, box)
-        differentiable = torch.is_grad_enabled() and (shared.requires_grad or region.requires_grad)
-        network_pass = NetworkPass(RULES, self.limit, cache, differentiable)
-        if self.reason is None and not network_pass.is_too_large(box, shared.shape[2:], region.shape[0]):
+        canvas = (box[2], box[3]) if shared is None else tuple(shared.shape[2:])
+        _check_inputs(shared, region, box, canvas)
+        inputs = (shared, region)
+        differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+        batch = len(region)
+        network_pass = NetworkPass(RULES, self.limits, batch, cache, differentiable)
+        per_image = shared is not None and len(shared) > 1
+        # Of one image, an operand that is the same for all images cannot be told from one that is not.
+        layout = Layout(canvas, box).with_core(core if differentiable and batch > 1 else None)
+        if per_image and not differentiable:
+            layout = layout.without_outer()
+        settled = network_pass.settle(layout, per_image)
+        if self.reason is None and not settled.is_whole:
             try:
-                output = self.network(Pair(network_pass, shared, region, box))
-                return pytree.tree_map_only(Pair, lambda pair: pair.whole, output)
+                output = self.network(_first_map(network_pass, shared, region, layout, settled))
+                return pytree.tree_map_only(SplitMap, lambda split_map: split_map.whole, output)
             except Exception:
                 if network_pass.reason is None:
                     raise
             self.reason = network_pass.reason
             warnings.warn(
-                f"the border is not shared, the network runs on whole maps: {self.reason}", stacklevel=2
+                f"nothing is shared between images, the network runs on whole maps: {self.reason}",
+                stacklevel=2,
             )
-        return self.network(put_together(shared, region, box))
+        return self.network(region if shared is None else put_together(shared, region, box))
 
     def hold(self, shared: Tensor, *made_from: Tensor) -> Held:
         """Return ``shared`` with a cache: the network's work on it is done in the first pass and then reused.
@@ -100,7 +112,7 @@ class StaleError(RuntimeError):
 
 
 class Held:
-    """A shared map and the results of the work on it so far, kept in memory; made by ``PairNetwork.hold``."""
+    """A shared map and the results of the work on it so far, kept in memory; made by ``SplitNetwork.hold``."""
 
     def __init__(self, shared: Tensor, made_from: tuple[Tensor, ...], weights: tuple[Tensor, ...]):
         self.shared = shared.detach()
@@ -137,20 +149,40 @@ def _version(tensor: Tensor) -> tuple:
     return tensor.data_ptr(), None if tensor.is_inference() else tensor._version
 
 
-def _check_inputs(shared: Tensor, region: Tensor, box: Box) -> None:
+def _first_map(
+    network_pass: NetworkPass, shared: Tensor | None, region: Tensor, layout: Layout, settled: Layout
+) -> SplitMap:
+    """Return the images as a map in parts."""
+    outer = shared.detach() if shared is not None and len(shared) > 1 else shared
+    ring = split(region, layout.box, layout.ring)
+    core = None
+    if layout.core is not None:
+        core = view_of(region.detach(), layout.core, layout.box[:2])
+    first = SplitMap(network_pass, Parts(layout, outer, ring, core))
+    if settled == layout:
+        return first
+    outer, *ring, core = first.at(settled)
+    return SplitMap(network_pass, Parts(settled, outer, tuple(ring), core))
+
+
+def _check_inputs(shared: Tensor | None, region: Tensor, box: Box, canvas: tuple[int, int]) -> None:
     top, left, bottom, right = box
-    if shared.ndim != 4 or shared.shape[0] != 1:
-        raise ValueError(f"the shared map must be (1, C, H, W), got {tuple(shared.shape)}")
-    height, width = shared.shape[2:]
-    if not (0 <= top < bottom <= height and 0 <= left < right <= width):
+    if shared is not None and (shared.ndim != 4 or shared.shape[0] not in (1, len(region))):
+        raise ValueError(
+            f"the shared map must be (1, C, H, W) or (B, C, H, W), got {tuple(shared.shape)} for {len(region)} images"
+        )
+    height, width = canvas
+    if not (0 <= top < bottom <= height and 0 <= left < right <= width) or (
+        shared is None and (top, left) != (0, 0)
+    ):
         raise ValueError(
             f"{tuple(box)} is not a box (top, left, bottom, right) inside a canvas of {height}x{width}"
         )
-    size = (region.shape[0], shared.shape[1], bottom - top, right - left)
+    size = (region.shape[0], region.shape[1] if shared is None else shared.shape[1], bottom - top, right - left)
     if tuple(region.shape) != size:
         wanted = ", ".join(map(str, size[1:]))
         raise ValueError(f"the region in box {tuple(box)} must be (B, {wanted}), got {tuple(region.shape)}")
-    if (shared.dtype, shared.device) != (region.dtype, region.device):
+    if shared is not None and (shared.dtype, shared.device) != (region.dtype, region.device):
         raise ValueError(
             f"shared and region must have the same dtype and device: shared is {shared.dtype} on "
             f"{shared.device}, region is {region.dtype} on {region.device}"

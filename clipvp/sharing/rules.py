@@ -1,7 +1,7 @@
-"""One rule for each operator: how to compute it on a map in two parts.
+"""One rule for each operator: how to compute it on a map in parts.
 
 A rule is called as ``rule(operator, *args, **kwargs)`` instead of ``operator(*args, **kwargs)``, with
-at least one pair among the arguments. It returns the operator's result, with pairs for maps, or ``NotImplemented``:
+at least one map in parts among the arguments. It returns the operator's result, or ``NotImplemented``:
 then the operator gets the whole maps. A rule need not support all uses of its operator, but must be exact.
 """
 
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .pair import Axes, Pair, same_memory
 from .sliding import avg_pool2d, conv2d, max_pool2d, pad
-from .window import Box, union
+from .split_map import Axes, SplitMap
+from .window import Box, Layout, intersection, union
 
 # ------------------------------------------------- operators on several maps of the same size
 
@@ -25,88 +25,116 @@ from .window import Box, union
 def pointwise(operator: Callable, *args: Any, **kwargs: Any):
     """Each pixel of the result depends on the same pixel of the operands only, as in ``relu`` and ``add``.
 
-    Operands may be pairs, numbers, and tensors that are the same for all images.
+    Operands may be maps in parts, numbers, and tensors that are the same for all images.
     """
     if kwargs.pop("inplace", False):
         return in_place(operator, *args, out_of_place=operator, **kwargs)
-    pairs = [value for value in args if isinstance(value, Pair)]
-    if not pairs or any(isinstance(value, Tensor) for value in kwargs.values()):
+    maps = [value for value in args if isinstance(value, SplitMap)]
+    if not maps or any(isinstance(value, Tensor) for value in kwargs.values()):
         return NotImplemented
-    first, box = pairs[0], _common_box(pairs)
-    operands = [_operands(value, first, box) for value in args] if box else [None]
+    first, layout = maps[0], _common_layout(maps)
+    operands = [_operands(value, first, layout) for value in args] if layout else [None]
     if None in operands:
         return NotImplemented
-    shared = first.network_pass.on_shared(operator, *(on_shared for on_shared, _ in operands), **kwargs)
-    region = operator(*(on_region for _, on_region in operands), **kwargs)
-    return _mark_if_view(first, first.with_parts(shared, region, box))
+    return first.mark_views(_on_each(first, layout, operator, list(zip(*operands, strict=True)), kwargs))
 
 
 def in_place(operator: Callable, target: Any, *args: Any, out_of_place: Callable, **kwargs: Any):
     """The result of the same operator out of place overwrites its first operand."""
-    result = pointwise(out_of_place, target, *args, **kwargs) if isinstance(target, Pair) else NotImplemented
-    if not isinstance(result, Pair) or result.dtype != target.dtype:
+    in_parts = isinstance(target, SplitMap)
+    result = pointwise(out_of_place, target, *args, **kwargs) if in_parts else NotImplemented
+    if not isinstance(result, SplitMap) or result.dtype != target.dtype:
         return NotImplemented
     return target.overwrite(result)
 
 
 def cat(operator: Callable, tensors, dim=0):
     """Maps of the same size, concatenated along the channels."""
-    pairs = [value for value in tensors if isinstance(value, Pair)]
-    box = _common_box(pairs) if len(pairs) == len(tensors) else None
-    if box is None or dim % 4 != pairs[0].channel_axis:
+    maps = [value for value in tensors if isinstance(value, SplitMap)]
+    layout = _common_layout(maps) if len(maps) == len(tensors) else None
+    if layout is None or dim % 4 != maps[0].channel_axis:
         return NotImplemented
-    shared = pairs[0].network_pass.on_shared(operator, [pair.shared for pair in pairs], dim)
-    region = operator([pair.read_window(box) for pair in pairs], dim)
-    return pairs[0].with_parts(shared, region, box)
+    parts = zip(*(each.at(layout) for each in maps), strict=True)
+    arguments = [None if None in each else (list(each), dim) for each in map(tuple, parts)]
+    return _on_each(maps[0], layout, operator, arguments, {})
 
 
-def _common_box(pairs: list[Pair]) -> Box | None:
-    """Return a box that contains those of all pairs; None if they do not fit together or it is too large."""
-    first = pairs[0]
-    if len(pairs) == 1:
-        return first.box
-    if any(pair.axes != first.axes or pair.canvas != first.canvas for pair in pairs):
+def _on_each(
+    like: SplitMap, layout: Layout, operator: Callable, arguments: list[tuple | None], kwargs: dict
+):
+    """Return the results of an operator on the parts of a layout.
+
+    Args:
+        like: A map of the pass and with the axes of the result.
+        layout: Of the result.
+        operator: Called for each part.
+        arguments: Of the operator for outer part, ring and core; where there is no such part, None or with a None.
+        kwargs: Further arguments, the same for all parts.
+    """
+    network_pass, (on_outer, *on_ring, on_core) = like.network_pass, arguments
+    outer = network_pass.on_outer(operator, *on_outer, **kwargs) if layout.has_outer else None
+    ring = [operator(*each, **kwargs) for each in on_ring]
+    core = None
+    if layout.core is not None:
+        core = network_pass.on_core(lambda: operator(*on_core, **kwargs))
+    return like.with_parts(layout, [outer, *ring, core])
+
+
+def _common_layout(maps: list[SplitMap]) -> Layout | None:
+    """Return a layout in which all maps can be; None if they do not fit together or nothing is gained by parts."""
+    first = maps[0]
+    if len(maps) == 1:
+        return first.layout
+    if any(each.axes != first.axes or each.canvas != first.canvas for each in maps):
         return None
-    box = reduce(union, (pair.box for pair in pairs))
-    return None if first.network_pass.is_too_large(box, first.canvas, first.shape[0]) else box
+    box = reduce(union, (each.layout.box for each in maps))
+    cores = [each.layout.core for each in maps]
+    core = None if None in cores else reduce(intersection, cores)
+    per_image = any(each.parts.outer is not None and len(each.parts.outer) > 1 for each in maps)
+    layout = first.network_pass.settle(Layout(first.canvas, box).with_core(core), per_image)
+    return None if layout.is_whole else layout
 
 
-def _operands(value: Any, like: Pair, box: Box) -> tuple[Any, Any] | None:
-    """Return an operand for the shared map and one for the region; None if it differs between images."""
-    if isinstance(value, Pair):
-        return value.shared, value.read_window(box)
+def _operands(value: Any, like: SplitMap, layout: Layout) -> list[Any] | None:
+    """Return an operand for each part of a layout; None if it differs between images."""
+    if isinstance(value, SplitMap):
+        return value.at(layout)
+    boxes = [layout.whole, *layout.ring, layout.core]
     if not isinstance(value, Tensor):
-        return value, value
+        return [value for _ in boxes]
     sizes = (1,) * (4 - value.ndim) + tuple(value.shape)
-    if len(sizes) > 4 or sizes[0] != 1:
+    # A tensor with a gradient may have been made from one image's map.
+    if len(sizes) > 4 or sizes[0] != 1 or value.requires_grad:
         return None
     size = (sizes[like.axes[0]], sizes[like.axes[1]])
     if size == (1, 1):
-        return value, value
+        return [value for _ in boxes]
     if size == like.canvas:
-        rows = value.narrow(like.axes[0] - 4, box[0], box[2] - box[0])
-        return value, rows.narrow(like.axes[1] - 4, box[1], box[3] - box[1])
+        return [box and _narrowed(value, box, like.axes) for box in boxes]
     return None
+
+
+def _narrowed(value: Tensor, box: Box, axes: Axes) -> Tensor:
+    """Return the view of a tensor inside a box; ``value`` itself where that is all, for the cache of results."""
+    for axis, low, high in ((axes[0] - 4, box[0], box[2]), (axes[1] - 4, box[1], box[3])):
+        if high - low < value.shape[axis]:
+            value = value.narrow(axis, low, high - low)
+    return value
 
 
 # ------------------------------------------------- operators on one map that do not move its pixels
 
 
-def on_parts(operator: Callable, input: Pair, *args: Any, axes: Axes | None = None, **kwargs: Any):
-    """Apply an operator that treats every pixel alike to both parts; several results become several pairs."""
-    shared = input.network_pass.on_shared(operator, input.shared, *args, **kwargs)
-    region = operator(input.region, *args, **kwargs)
-    if isinstance(region, Tensor):
-        return _mark_if_view(input, input.with_parts(shared, region, input.box, axes))
-    parts = zip(shared, region, strict=True)
-    return tuple(_mark_if_view(input, input.with_parts(*part, input.box, axes)) for part in parts)
-
-
-def _mark_if_view(pair: Pair, result: Tensor) -> Tensor:
-    """Return the result of an operator on a pair, marked if it uses the memory of the pair."""
-    if isinstance(result, Pair) and same_memory(result.region, pair.region):
-        result.mark_as_view_of(pair)
-    return result
+def on_parts(operator: Callable, input: SplitMap, *args: Any, axes: Axes | None = None, **kwargs: Any):
+    """Apply an operator that treats every pixel alike to all parts; several results become several maps."""
+    parts, network_pass = input.parts, input.network_pass
+    outer = core = None
+    if parts.outer is not None:
+        outer = network_pass.on_outer(operator, parts.outer, *args, **kwargs)
+    ring = [operator(part, *args, **kwargs) for part in parts.ring]
+    if parts.core is not None:
+        core = network_pass.on_core(lambda: operator(parts.core, *args, **kwargs))
+    return input.mark_views(input.with_parts(input.layout, [outer, *ring, core], axes))
 
 
 def batch_norm(
@@ -166,7 +194,7 @@ def permute(operator, input, *dims):
     return on_parts(operator, input, order, axes=axes)
 
 
-def _is_channels(input: Pair, dim: Any) -> bool:
+def _is_channels(input: SplitMap, dim: Any) -> bool:
     dims = (dim,) if isinstance(dim, int) else dim
     return isinstance(dims, (list, tuple)) and [axis % 4 for axis in dims] == [input.channel_axis]
 
@@ -175,18 +203,18 @@ def _is_channels(input: Pair, dim: Any) -> bool:
 
 
 def for_one_map(rule: Callable, channel_axis: int | None = None) -> Callable:
-    """Return a rule that is limited to calls whose only pair is the first argument.
+    """Return a rule that is limited to calls whose only map in parts is the first argument.
 
     Args:
         rule: The rule without this check.
-        channel_axis: The axis at which the pair must have its channels; None for any.
+        channel_axis: The axis at which the map must have its channels; None for any.
     """
 
     @wraps(rule)
     def checked(operator, input, *args, **kwargs):
-        if not isinstance(input, Pair) or channel_axis not in (None, input.channel_axis):
+        if not isinstance(input, SplitMap) or channel_axis not in (None, input.channel_axis):
             return NotImplemented
-        if any(isinstance(value, Pair) for value in (*args, *kwargs.values())):
+        if any(isinstance(value, SplitMap) for value in (*args, *kwargs.values())):
             return NotImplemented
         return rule(operator, input, *args, **kwargs)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..images import Resize
 from ..labels.space import LabelSpace
 from ..registry import UserError
-from ..sharing import Held, PairNetwork
+from ..sharing import Held, SplitNetwork
 from .fingerprint import weights_fingerprint
 from .frozen_norms import FrozenNorms
 
@@ -148,7 +148,7 @@ class Source(nn.Module):
         self.outputs = "logits"
         self.options: dict[str, Any] = {}
         self._norms = FrozenNorms()
-        self._pair_network = PairNetwork(self.network)
+        self._split_network = SplitNetwork(self.network)
         self._held: list[Held] = []  # of each prompt whose surroundings were seen last
         self._ends_in_linear = True  # until ``check_forward`` has looked
         self._compiled: Callable[[Tensor], Tensor] | None = None
@@ -222,10 +222,10 @@ class Source(nn.Module):
             known = [held for held in self._held if held.fresh]
             found = [held for held in known if held.made_from_these(pixels.made_from)]
             if not found:
-                found = [self._pair_network.hold(shared, *pixels.made_from)]
+                found = [self._split_network.hold(shared, *pixels.made_from)]
                 known = [*known[1 - _MOST_HELD :], *found]
             self._held, shared = known, found[0]
-        return self.run(self._pair_network, shared, self.normalize(pixels.images), pixels.box)
+        return self.run(self._split_network, shared, self.normalize(pixels.images), pixels.box)
 
     def encode(self, pixels: Tensor | SharedBorder) -> Tensor:
         """Return features (B, D) float32: what the last linear layer is given.

@@ -8,12 +8,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from clipvp.sharing import PairNetwork, put_together
-from clipvp.sharing.pair import Pair
-from clipvp.sharing.sliding import grow_box
-from clipvp.sharing.window import read_window
+from clipvp.sharing import Limits, SplitNetwork, put_together
+from clipvp.sharing.reach import Slide
+from clipvp.sharing.split_map import SplitMap
+from clipvp.sharing.window import Layout, Parts, read_windows
 
-ALWAYS = 100.0  # a limit that keeps maps in two parts until the box is the whole map
+# Limits that keep maps in parts until the box is the whole map and the core is gone.
+ALWAYS = Limits(100.0, 100.0, 100.0, 0.0)
 few = settings(deadline=None, max_examples=60)
 
 
@@ -42,8 +43,8 @@ def with_gradients(function, *inputs):
     return (output.detach(), *torch.autograd.grad((output * direction).sum(), inputs, materialize_grads=True))
 
 
-def assert_exact(network, shared, region, box, limit=ALWAYS, tolerance=1e-10) -> PairNetwork:
-    pair = PairNetwork(network, limit)
+def assert_exact(network, shared, region, box, limit=ALWAYS, tolerance=1e-10) -> SplitNetwork:
+    pair = SplitNetwork(network, limit)
     plain = with_gradients(lambda *parts: network(put_together(*parts, box)), shared, region)
     ours = with_gradients(lambda *parts: pair(*parts, box), shared, region)
     for what, one, other in zip(
@@ -99,7 +100,8 @@ def test_a_window_equals_the_slice_of_the_padded_whole_map(case, channels_last):
         return padded[:, :, window[0] + 3 : window[2] + 3, window[1] + 3 : window[3] + 3]
 
     def ours(shared, region):
-        return read_window(shared, region, box, window, fill=7.0)
+        parts = Parts(Layout((height, width), box), shared, (region,), None)
+        return read_windows(parts, [window], len(region), fill=7.0)[0]
 
     for one, other in zip(
         with_gradients(plain, shared, region), with_gradients(ours, shared, region), strict=True
@@ -119,7 +121,10 @@ def test_the_box_grows_to_exactly_the_outputs_that_depend_on_it(data):
     if any(side + 2 * padding < dilation * (kernel - 1) + 1 for side in size):
         return
     depends = F.conv2d(inside, torch.ones(1, 1, kernel, kernel), None, stride, padding, dilation)[0, 0] > 0
-    grown, window = grow_box(box, depends.shape, kernel, stride, padding, dilation)
+    how = Slide.of(kernel, stride, padding, dilation)
+    assert how.output_size(size) == depends.shape
+    grown = how.grow(box, depends.shape)
+    window = how.window(grown)
     for first, last, lines in [(0, 2, depends.any(1)), (1, 3, depends.any(0))]:
         if depends.any():
             assert grown[first] == lines.nonzero()[0] and grown[last] == lines.nonzero()[-1] + 1
@@ -259,7 +264,7 @@ def test_any_network_gives_the_same_with_sharing(case, data):
     network, canvas = case
     box = data.draw(boxes(*canvas))
     shared, region = scene(canvas, box, batch=data.draw(st.integers(1, 3)))
-    pair = assert_exact(network, shared, region, box, data.draw(st.sampled_from([0.5, ALWAYS, ALWAYS])))
+    pair = assert_exact(network, shared, region, box, data.draw(st.sampled_from([Limits(box=0.5), ALWAYS, ALWAYS])))
     assert pair.reason is None
     with torch.no_grad():
         plain, held = network(put_together(shared, region, box)), pair.hold(shared)
@@ -357,12 +362,12 @@ def work(network, canvas, box, batch=8) -> int:
     """Return the number of floating point operations of a pass."""
     parts = [part.detach().to(dtype_of(network)) for part in scene(canvas, box, batch)]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(*parts, box) if isinstance(network, PairNetwork) else network(put_together(*parts, box))
+        network(*parts, box) if isinstance(network, SplitNetwork) else network(put_together(*parts, box))
     return counter.get_total_flops()
 
 
 def dtype_of(network) -> torch.dtype:
-    module = network.network if isinstance(network, PairNetwork) else network
+    module = network.network if isinstance(network, SplitNetwork) else network
     return next(module.parameters()).dtype
 
 
@@ -376,9 +381,9 @@ def test_resnet18_shares_as_much_as_the_receptive_field_allows():
     box = (96, 96, 128, 128)
     shared, region = scene((224, 224), box, dtype=torch.float32)
     with torch.no_grad():
-        PairNetwork(network, ALWAYS)(shared, region, box)
+        SplitNetwork(network, ALWAYS)(shared, region, box)
     sizes = {
-        name: (out.box[2] - out.box[0], out.canvas[0]) for name, out in seen.items() if isinstance(out, Pair)
+        name: (out.layout.box[2] - out.layout.box[0], out.canvas[0]) for name, out in seen.items() if isinstance(out, SplitMap)
     }
     assert sizes == {"conv1": (19, 112), "maxpool": (11, 56), "layer1": (19, 56), "layer2": (17, 28)}
 
@@ -389,7 +394,7 @@ def test_only_a_part_of_the_maps_is_computed(name):
     network, computed = freeze(timm_network(name), dtype=torch.float32), []
 
     def count(module, inputs, output):
-        parts = [output.shared, output.region] if isinstance(output, Pair) else [output]
+        parts = output.parts.tensors if isinstance(output, SplitMap) else [output]
         computed.append(sum(part.numel() for part in parts))
 
     for module in network.modules():
@@ -397,7 +402,7 @@ def test_only_a_part_of_the_maps_is_computed(name):
             module.register_forward_hook(count)
     box, numbers = (96, 96, 128, 128), []
     parts = [part.detach() for part in scene((224, 224), box, batch=16, dtype=torch.float32)]
-    for compute in (PairNetwork(network), lambda *parts: network(put_together(*parts))):
+    for compute in (SplitNetwork(network), lambda *parts: network(put_together(*parts))):
         with torch.no_grad():
             compute(*parts, box)
         numbers.append(sum(computed))

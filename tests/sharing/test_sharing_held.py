@@ -5,11 +5,11 @@ import torch
 from test_sharing import ALWAYS, Call, scene, small_network, with_gradients
 from torch.utils.flop_counter import FlopCounterMode
 
-from clipvp.sharing import PairNetwork, StaleError, put_together
+from clipvp.sharing import SplitNetwork, StaleError, put_together
 
 
 def test_held_work_is_not_computed_again():
-    pair, box = PairNetwork(small_network()), (9, 9, 13, 13)
+    pair, box = SplitNetwork(small_network()), (9, 9, 13, 13)
     shared, region = (part.detach() for part in scene((40, 40), box))
     held = pair.hold(shared)
 
@@ -24,7 +24,7 @@ def test_held_work_is_not_computed_again():
 
 def test_held_works_for_any_box_and_batch_and_for_the_gradient_of_the_region():
     network = small_network()
-    pair = PairNetwork(network, ALWAYS)
+    pair = SplitNetwork(network, ALWAYS)
     shared, _ = scene((24, 30), (0, 0, 1, 1))
     with torch.no_grad():
         held = pair.hold(shared)
@@ -39,7 +39,7 @@ def test_held_works_for_any_box_and_batch_and_for_the_gradient_of_the_region():
 @pytest.mark.parametrize("what", ["delta", "mask", "shared", "network"])
 def test_a_write_to_any_tensor_of_the_held_work_makes_it_stale(what):
     network, box = small_network(), (3, 4, 8, 8)
-    pair = PairNetwork(network)
+    pair = SplitNetwork(network)
     delta, region = scene((24, 30), box)
     with torch.no_grad():
         mask = torch.ones_like(delta)
@@ -54,7 +54,7 @@ def test_a_write_to_any_tensor_of_the_held_work_makes_it_stale(what):
 
 
 def test_held_work_is_told_apart_by_the_tensors_it_was_made_from():
-    pair = PairNetwork(small_network())
+    pair = SplitNetwork(small_network())
     with torch.no_grad():
         delta, mask = scene((24, 30), (3, 4, 8, 8))[0], torch.ones(1)
         held = pair.hold(torch.sigmoid(delta) * mask, delta, mask)
@@ -65,7 +65,7 @@ def test_held_work_is_told_apart_by_the_tensors_it_was_made_from():
 
 
 def test_hold_refuses_to_drop_a_gradient():
-    pair = PairNetwork(small_network())
+    pair = SplitNetwork(small_network())
     shared, _ = scene((24, 30), (3, 4, 8, 8))
     with pytest.raises(ValueError, match="no_grad"):
         pair.hold(shared)
@@ -73,7 +73,7 @@ def test_hold_refuses_to_drop_a_gradient():
 
 def test_held_under_inference_mode_and_under_another_autocast():
     network, box = small_network(torch.float32), (3, 4, 8, 8)
-    pair = PairNetwork(network, ALWAYS)
+    pair = SplitNetwork(network, ALWAYS)
     with torch.inference_mode():
         shared, region = (part.detach() for part in scene((24, 30), box, dtype=torch.float32))
         held, whole = pair.hold(shared), put_together(shared, region, box)
@@ -86,7 +86,7 @@ def test_tensors_created_in_every_pass_are_not_taken_for_the_last_ones():
     scales = iter([1.0, 2.0, 3.0])
     network, box = Call(lambda x: x * torch.tensor(next(scales), dtype=x.dtype)), (3, 4, 8, 8)
     shared, region = (part.detach() for part in scene((24, 30), box))
-    pair = PairNetwork(network, ALWAYS)
+    pair = SplitNetwork(network, ALWAYS)
     held, whole = pair.hold(shared), put_together(shared, region, box)
     for scale in (1.0, 2.0, 3.0):
         torch.testing.assert_close(pair(held, region, box), whole * scale)

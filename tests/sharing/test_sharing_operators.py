@@ -8,8 +8,8 @@ from test_sharing import ALWAYS, Call, assert_exact, freeze, scene, small_networ
 from torch import nn
 from torch.nn import functional as F
 
-from clipvp.sharing import PairNetwork, put_together
-from clipvp.sharing.pair import Pair
+from clipvp.sharing import Limits, SplitNetwork, put_together
+from clipvp.sharing.split_map import SplitMap
 
 CANVAS, BOX = (24, 30), (7, 9, 11, 14)
 
@@ -92,7 +92,7 @@ def test_each_operator_is_exact_and_has_a_rule_or_not(name):
     network[2].register_forward_hook(lambda module, inputs, output: seen.append(type(output)))
     shared, region = scene(CANVAS, BOX)
     pair = assert_exact(network, shared, region, BOX, tolerance=1e-6 if "dtype" in name else 1e-10)
-    assert pair.reason is None and seen[1] is (Pair if name in IN_PARTS else torch.Tensor)
+    assert pair.reason is None and seen[1] is (SplitMap if name in IN_PARTS else torch.Tensor)
     with torch.no_grad():
         plain, held = network(put_together(shared, region, BOX)), pair.hold(shared)
         for _ in range(2):
@@ -152,7 +152,7 @@ def test_writes_in_place_reach_the_same_tensors_as_on_the_whole_map(trick):
 )
 def test_a_network_that_is_not_exact_on_two_parts_runs_on_whole_maps(trick):
     network = freeze(nn.Sequential(nn.Conv2d(3, 8, 3), Call(trick)))
-    with pytest.warns(UserWarning, match="the border is not shared"):
+    with pytest.warns(UserWarning, match="nothing is shared between images"):
         pair = assert_exact(network, *scene(CANVAS, BOX), BOX)
     assert pair.reason
     with warnings.catch_warnings():  # warns only once
@@ -165,7 +165,7 @@ def test_errors_of_the_network_are_passed_on():
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
-        PairNetwork(Call(fail), ALWAYS)(*scene((9, 9), box := (3, 4, 8, 8)), box)
+        SplitNetwork(Call(fail), ALWAYS)(*scene((9, 9), box := (3, 4, 8, 8)), box)
 
 
 def test_pairs_look_like_tensors_and_are_never_returned():
@@ -177,7 +177,7 @@ def test_pairs_look_like_tensors_and_are_never_returned():
 
     box = (3, 4, 8, 8)
     shared, region = scene((24, 30), box)
-    out = PairNetwork(Call(features), ALWAYS)(shared, region, box)
+    out = SplitNetwork(Call(features), ALWAYS)(shared, region, box)
     whole = put_together(shared, region, box)
     assert [type(value) for value in (*out["maps"], out["sum"])] == [torch.Tensor] * 3
     torch.testing.assert_close(out["maps"], [whole.relu(), whole])
@@ -189,7 +189,7 @@ def test_the_inputs_and_the_network_are_not_changed():
     keys, box = set(network.state_dict()), (3, 4, 8, 8)
     parts = [part.detach() for part in scene((24, 30), box)]
     before = [part.clone() for part in parts]
-    pair = PairNetwork(network, ALWAYS)
+    pair = SplitNetwork(network, ALWAYS)
     pair(*parts, box)
     pair(pair.hold(parts[0]), parts[1], box)
     assert all(map(torch.equal, parts, before))
@@ -200,7 +200,7 @@ def test_a_network_in_training_mode_is_exact_too():
     box = (3, 4, 8, 8)
     parts = [part.detach() for part in scene((24, 30), box)]
     ours, plain = small_network().train(), small_network().train()
-    torch.testing.assert_close(PairNetwork(ours, ALWAYS)(*parts, box), plain(put_together(*parts, box)))
+    torch.testing.assert_close(SplitNetwork(ours, ALWAYS)(*parts, box), plain(put_together(*parts, box)))
     torch.testing.assert_close(ours[1].running_var, plain[1].running_var)
 
 
@@ -208,8 +208,8 @@ def test_a_network_in_training_mode_is_exact_too():
 def test_the_limit_counts_the_shared_map_as_an_image(batch, limit, in_parts):
     kinds = []
     network = Call(lambda x: kinds.append(type(x)) or x.relu())
-    PairNetwork(network, limit)(*scene((10, 10), box := (0, 0, 3, 3), batch), box)
-    assert kinds == [Pair if in_parts else torch.Tensor]
+    SplitNetwork(network, Limits(box=limit))(*scene((10, 10), box := (0, 0, 3, 3), batch), box)
+    assert kinds == [SplitMap if in_parts else torch.Tensor]
 
 
 def test_an_image_as_large_as_the_canvas_and_one_of_a_pixel():
@@ -221,12 +221,12 @@ def test_channels_last_is_kept_and_exact():
     network = small_network(torch.float32).to(memory_format=torch.channels_last)
     layouts = []
     hook = network[2].register_forward_hook(
-        lambda module, inputs, out: layouts.extend([out.shared, out.region])
+        lambda module, inputs, out: layouts.extend(out.parts.tensors)
     )
     box = (3, 4, 8, 8)
     parts = [part.detach().to(memory_format=torch.channels_last) for part in scene((24, 30), box)]
     parts = [part.float() for part in parts]
-    out = PairNetwork(network, ALWAYS)(*parts, box)
+    out = SplitNetwork(network, ALWAYS)(*parts, box)
     hook.remove()
     assert all(part.is_contiguous(memory_format=torch.channels_last) for part in (*layouts, out))
     torch.testing.assert_close(out, network(put_together(*parts, box)))
@@ -249,6 +249,6 @@ def test_under_autocast_as_exact_as_the_dtype(dtype):
 )
 def test_inputs_that_do_not_fit_are_refused(shared, region, box, message):
     with pytest.raises(ValueError, match=message):
-        PairNetwork(nn.Identity())(torch.zeros(shared), torch.zeros(region), box)
+        SplitNetwork(nn.Identity())(torch.zeros(shared), torch.zeros(region), box)
     with pytest.raises(ValueError, match="float64"):
-        PairNetwork(nn.Identity())(torch.zeros(1, 3, 9, 9), torch.zeros(2, 3, 2, 2).double(), (0, 0, 2, 2))
+        SplitNetwork(nn.Identity())(torch.zeros(1, 3, 9, 9), torch.zeros(2, 3, 2, 2).double(), (0, 0, 2, 2))

@@ -103,7 +103,7 @@ def test_a_shared_border_of_a_grey_network_is_computed_as_plain_pixels_are(tmp_p
     with torch.no_grad():
         found = source(SharedBorder(surroundings, images, (24, 24, 40, 40), (surroundings,)))
         torch.testing.assert_close(found, source(pixels), rtol=1e-4, atol=1e-5)
-    assert source._pair_network.reason is None
+    assert source._split_network.reason is None
 
 
 @pytest.mark.parametrize("library", SAVERS)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipvp import load_source
-from clipvp.sharing import PairNetwork
+from clipvp.sharing import SplitNetwork
 from clipvp.sources.frozen_norms import FrozenNorms
 
 
@@ -70,7 +70,7 @@ def test_a_source_on_a_cpu_computes_no_batch_norm(name, request):
     with Norms() as norms:
         found = with_gradient(source, pixels)
         shared, region = torch.rand(1, 3, 32, 32), torch.rand(2, 3, 8, 8)
-        sharing = source.run(PairNetwork(source.network), shared, region, (12, 12, 20, 20))
+        sharing = source.run(SplitNetwork(source.network), shared, region, (12, 12, 20, 20))
     assert norms.count == 0 and sharing.shape == found[0].shape
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 

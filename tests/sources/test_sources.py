@@ -270,7 +270,7 @@ def test_a_shared_border_is_computed_as_plain_pixels_are(way, fixture, request):
         other.mul_(0.5)[:, :, top:bottom, left:right] = border.images
         torch.testing.assert_close(run(border), run(other), rtol=1e-4, atol=1e-5)
         assert not torch.allclose(run(border), expected, rtol=1e-3, atol=1e-4)
-    assert source._pair_network.reason is None  # it was shared, not put together
+    assert source._split_network.reason is None  # it was shared, not put together
 
 
 @pytest.mark.parametrize("fixture", ["tiny_timm", "tiny_hf"])

@@ -1,0 +1,161 @@
+"""The core, which needs no gradient, is left out exactly: for padding, frames and patches, on any network."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_sharing import (
+    ALWAYS,
+    NAMED,
+    Branches,
+    Call,
+    Residual,
+    boxes,
+    freeze,
+    networks,
+    scene,
+    small_network,
+    timm_network,
+)
+from torch import nn
+from torch.nn import functional as F
+
+from clipvp.sharing import Limits, SplitNetwork, put_together
+from clipvp.sharing.reach import Slide
+from clipvp.sharing.split_map import SplitMap
+
+
+def with_gradients(output, inputs):
+    direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=output.dtype)
+    found = torch.autograd.grad((output * direction).sum(), inputs, allow_unused=True, materialize_grads=True)
+    return output.detach(), *found
+
+
+def assert_exact(network, kind, canvas, box, core, batch=2, limits=ALWAYS, tolerance=1e-10, seed=0):
+    """Compare with the whole network: output, and the gradients of what is not core."""
+    ours = SplitNetwork(network, limits)
+    shared, region = scene(canvas, box, batch, seed)
+    if kind == "frame":  # the box is the canvas
+        shared, box = None, (0, 0, *canvas)
+        _, region = scene(canvas, box, batch, seed)
+    if kind == "patch":
+        shared = scene(canvas, box, batch, seed + 1)[0].detach()
+        shared = torch.cat([shared * (image + 1) for image in range(batch)])
+        core = None
+    inputs = [x for x in (shared, region) if x is not None and x.requires_grad]
+
+    def whole():
+        if shared is None:
+            return region
+        if kind == "patch":
+            pixels = shared.clone()
+            pixels[:, :, box[0] : box[2], box[1] : box[3]] = region
+            return pixels
+        return put_together(shared, region, box)
+
+    plain = with_gradients(network(whole()), inputs)
+    found = with_gradients(ours(shared, region, box, core), inputs)
+    for index, (one, other) in enumerate(zip(plain, found, strict=True)):
+        if index == len(inputs) and core is not None:  # the gradient of the region counts outside the core alone
+            top, left = box[:2]
+            for gradient in (one, other):
+                gradient[:, :, core[0] - top : core[2] - top, core[1] - left : core[3] - left] = 0
+        assert type(other) is torch.Tensor and one.dtype == other.dtype
+        error = (one - other).norm() / (one.norm() + 1e-30)
+        assert error <= tolerance or (one - other).norm() < 1e-12, f"{index}: {error:.1e}"
+    return ours
+
+
+class Dense(nn.Module):
+    """Layers of which each sees the maps of all before it."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = torch.cat([x, layer(x)], 1)
+        return x
+
+
+class Down(nn.Module):
+    """A residual block whose branches both halve the map."""
+
+    def __init__(self, channels, wide):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, 2, 1), nn.ReLU(), nn.Conv2d(channels, channels, wide, 1, wide // 2)
+        )
+        self.short = nn.Sequential(nn.AvgPool2d(2, 2, ceil_mode=True), nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x):
+        return F.relu(self.body(x) + self.short(x))
+
+
+@st.composite
+def branched_networks(draw):
+    """Return a network of blocks whose branches reach differently far, and a canvas."""
+    torch.manual_seed(draw(st.integers(0, 99)))
+    canvas = draw(st.tuples(st.integers(12, 26), st.integers(12, 26)))
+    layers, channels = [nn.Conv2d(3, 4, 3, draw(st.integers(1, 2)), draw(st.integers(0, 1)))], 4
+    for _ in range(draw(st.integers(1, 4))):
+        kind = draw(st.sampled_from(["basic", "wide", "depthwise", "dense", "branches", "down", "pool", "same"]))
+        if kind in ("basic", "wide"):
+            kernel, dilation = (3, 1) if kind == "basic" else (3, draw(st.integers(1, 4)))
+            body = [
+                nn.Conv2d(channels, channels, kernel, 1, dilation, dilation),
+                nn.BatchNorm2d(channels),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(channels, channels, kernel, 1, 1),
+            ]
+            layers.append(Residual(nn.Sequential(*body), draw(st.booleans())))
+        elif kind == "depthwise":
+            kernel = draw(st.sampled_from([3, 5, 7]))
+            body = [
+                nn.Conv2d(channels, 2 * channels, 1),
+                nn.SiLU(),
+                nn.Conv2d(2 * channels, 2 * channels, kernel, 1, kernel // 2, groups=2 * channels),
+                nn.Conv2d(2 * channels, channels, 1),
+            ]
+            layers.append(Residual(nn.Sequential(*body), draw(st.booleans())))
+        elif kind == "dense" and channels <= 8:
+            layers.append(Dense(nn.Conv2d(channels, 2, 3, 1, 1), nn.Conv2d(channels + 2, 2, 1)))
+            channels += 4
+        elif kind == "branches" and channels <= 8:
+            branch = (nn.Conv2d(channels, 2, 5, 1, 2), nn.MaxPool2d(3, 1, 1), nn.Conv2d(channels, 2, 1))
+            layers.append(Branches(*branch, nn.Identity()))
+            channels += 4 + channels
+        elif kind == "down":
+            layers.append(Down(channels, draw(st.sampled_from([1, 3, 5]))))
+        elif kind == "pool":
+            layers.append(draw(st.sampled_from([nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(3, 1, 1), nn.MaxPool2d(2)])))
+        elif kind == "same":
+            layers.append(Call(lambda x: F.max_pool2d(F.pad(x, (0, 1, 0, 1)), 3, 2) if min(x.shape[2:]) > 3 else x))
+        try:
+            nn.Sequential(*layers)(torch.zeros(1, 3, *canvas))
+        except RuntimeError:  # the map is too small for it
+            channels = layers.pop() and nn.Sequential(*layers)(torch.zeros(1, 3, *canvas)).shape[1]
+    return freeze(nn.Sequential(*layers)), canvas
+
+
+LIMITS = [ALWAYS, ALWAYS, Limits(), Limits(0.5, 0.7, 0.5, 0.1), Limits(100.0, 0.3, 100.0, 0.05)]
+
+
+@settings(deadline=None, max_examples=400)
+@given(st.one_of(networks(), branched_networks()), st.data())
+def test_any_network_gives_the_same_without_gradient_in_the_core(case, data):
+    network, canvas = case
+    kind = data.draw(st.sampled_from(["padding", "frame", "patch"]))
+    box = data.draw(boxes(*canvas)) if kind != "frame" else (0, 0, *canvas)
+    core = data.draw(st.one_of(st.just(box), inside(box)))
+    if core == box and kind == "frame":
+        core = None
+    ours = assert_exact(network, kind, canvas, box, core, data.draw(st.integers(1, 3)), data.draw(st.sampled_from(LIMITS)))
+    assert ours.reason is None
+
+
+@st.composite
+def inside(draw, box):
+    top, left, bottom, right = draw(boxes(box[2] - box[0], box[3] - box[1]))
+    return top + box[0], left + box[1], bottom + box[0], right + box[1]
