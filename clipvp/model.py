@@ -22,7 +22,7 @@ from .mappings.base import LabelMapping
 from .mappings.folded import FoldedMapping
 from .prompts.base import VisualPrompt
 from .registry import UserError, check_choice, check_positive
-from .sources.base import SharedBorder, Source
+from .sources.base import PixelsInParts, Source
 
 
 class PromptedClassifier(nn.Module):
@@ -34,7 +34,8 @@ class PromptedClassifier(nn.Module):
         mapping: What the source gives to target logits (B, T).
         class_names: The T target classes, in the order of the target logits.
         share_border: Let the source compute once a batch, not once an image, what all prompted images have in common
-            (``prompt.surroundings``). The result is the same up to rounding.
+            (``prompt.surroundings``), and without gradient what does not depend on the prompt (``prompt.acts_on``). The
+            result is the same up to rounding.
         reading: What the files of its images do not say.
 
     Attributes:
@@ -96,14 +97,28 @@ class PromptedClassifier(nn.Module):
         return self.prompt.merge(parts[0] if len(parts) == 1 else torch.cat(parts))
 
     def _view_outputs(self, prompt: VisualPrompt, images: Tensor) -> Tensor:
-        """Return what the source gives of images under one prompt, with a shared border where it has one."""
-        common = prompt.surroundings() if self.share_border and self.source_is_frozen else None
-        if common is None:
-            pixels = prompt(images)
-        else:
-            made_from = (*prompt.parameters(), *prompt.buffers())
-            pixels = SharedBorder(common[0], prompt.inside(images), common[1], made_from)
+        """Return what the source gives of images under one prompt, with less work where the prompt allows it."""
+        pixels = (
+            self._pixels_in_parts(prompt, images) if self.share_border and self.source_is_frozen else None
+        )
+        pixels = prompt(images) if pixels is None else pixels
         return self.source.encode(pixels) if self.source.outputs == "features" else self.source(pixels)
+
+    def _pixels_in_parts(self, prompt: VisualPrompt, images: Tensor) -> PixelsInParts | None:
+        """Return the prompted pixels in parts; None where nothing is gained by it."""
+        common, acting = prompt.surroundings(), prompt.acts_on()
+        if common is not None:
+            made_from = (*prompt.parameters(), *prompt.buffers())
+            return PixelsInParts(
+                common[0], prompt.inside(images), common[1], made_from, acting[1] if acting else None
+            )
+        if acting is None or not torch.is_grad_enabled() or self.source.is_compiled:
+            return None
+        pixels, (box, core) = prompt(images), acting
+        if box == (0, 0, *prompt.canvas):
+            return PixelsInParts(None, pixels, box, core=core)
+        top, left, bottom, right = box
+        return PixelsInParts(pixels, pixels[:, :, top:bottom, left:right], box, core=core)
 
     def plain_features(self, images: Tensor) -> Tensor:
         """Return the source's features (B, D) of images (B, 3, h, w) without the prompt, enlarged to the canvas."""

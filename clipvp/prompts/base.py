@@ -62,6 +62,11 @@ class VisualPrompt(nn.Module, ABC):
         self.image_size: Size = (int(image_size[0]), int(image_size[1]))
         self.settings = {"canvas": list(self.canvas), **settings}
 
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        if "acts_on" not in vars(cls) and {"forward", "pixels", "padded", "inside"} & vars(cls).keys():
+            cls.acts_on = VisualPrompt.acts_on  # what makes other pixels must say itself where it acts
+
     @classmethod
     def from_config(cls, config: PromptConfig, source: Source) -> VisualPrompt:
         """Build the prompt that a config describes for a source."""
@@ -110,6 +115,12 @@ class VisualPrompt(nn.Module, ABC):
     def inside(self, images: Tensor) -> Tensor:
         """Return what lies in the box of ``surroundings``, (B, 3, height, width of the box); by default the images."""
         return images
+
+    def acts_on(self) -> tuple[Box, Box | None] | None:
+        """Return a box outside of which no prompted pixel depends on what trains, and a box inside it where none does
+        either, each (top, left, bottom, right); the second may be None, for no such box. None where a prompt does not
+        say; then every pixel gets a gradient."""
+        return None
 
     def learned(self) -> Learned | None:
         """Return what the prompt has learned as a picture, without gradient; None where no picture shows it."""

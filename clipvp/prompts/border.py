@@ -9,6 +9,7 @@ import torch
 
 from ..registry import UserError, check_positive
 from .additive import AdditiveConfig, AdditivePrompt
+from .base import Box
 
 
 @dataclass
@@ -38,7 +39,13 @@ class BorderPrompt(AdditivePrompt):
         mask = torch.ones(1, *canvas, dtype=torch.float32)
         mask[:, width : canvas[0] - width, width : canvas[1] - width] = 0
         super().__init__(canvas, mask, scale, clip, width=width)
+        self.width = width
 
     @classmethod
     def from_config(cls, config: BorderConfig, source) -> BorderPrompt:
         return cls(source.canvas, config.width, **config.settings(source))
+
+    def acts_on(self) -> tuple[Box, Box | None]:
+        (height, width), frame = self.canvas, self.width
+        inside = (frame, frame, height - frame, width - frame)
+        return (0, 0, height, width), inside if 2 * frame < min(height, width) else None

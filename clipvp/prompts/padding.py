@@ -117,3 +117,6 @@ class PaddingPrompt(MaskedPrompt):
 
     def surroundings(self) -> tuple[Tensor, Box] | None:
         return None if "empty" in self.settings else (self.pixels(self.delta)[None], self.box)
+
+    def acts_on(self) -> tuple[Box, Box | None]:
+        return (0, 0, *self.canvas), None if "empty" in self.settings else self.box

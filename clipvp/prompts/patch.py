@@ -9,6 +9,7 @@ import torch
 
 from ..registry import UserError, check_positive
 from .additive import AdditiveConfig, AdditivePrompt
+from .base import Box
 
 
 @dataclass
@@ -45,7 +46,11 @@ class PatchPrompt(AdditivePrompt):
         mask = torch.zeros(1, *canvas, dtype=torch.float32)
         mask[:, top : top + size, left : left + size] = 1
         super().__init__(canvas, mask, scale, clip, size=size, position=list(position))
+        self.box: Box = (top, left, top + size, left + size)
 
     @classmethod
     def from_config(cls, config: PatchConfig, source) -> PatchPrompt:
         return cls(source.canvas, config.patch_size, config.patch_position, **config.settings(source))
+
+    def acts_on(self) -> tuple[Box, None]:
+        return self.box, None

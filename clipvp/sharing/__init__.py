@@ -1,4 +1,4 @@
-"""Exact sharing: what all images of a batch have in common is computed once, and what no prompt reaches without gradient.
+"""Exact sharing: less work for what all images of a batch have in common, and for what no prompt pixel reaches.
 
 With a padding prompt all pixels outside the image are the same for all images. A feature map then consists of one
 map that all images share and, inside a box that grows with the receptive field, a region for each image. Inside the

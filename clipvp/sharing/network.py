@@ -178,7 +178,12 @@ def _check_inputs(shared: Tensor | None, region: Tensor, box: Box, canvas: tuple
         raise ValueError(
             f"{tuple(box)} is not a box (top, left, bottom, right) inside a canvas of {height}x{width}"
         )
-    size = (region.shape[0], region.shape[1] if shared is None else shared.shape[1], bottom - top, right - left)
+    size = (
+        region.shape[0],
+        region.shape[1] if shared is None else shared.shape[1],
+        bottom - top,
+        right - left,
+    )
     if tuple(region.shape) != size:
         wanted = ", ".join(map(str, size[1:]))
         raise ValueError(f"the region in box {tuple(box)} must be (B, {wanted}), got {tuple(region.shape)}")

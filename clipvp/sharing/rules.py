@@ -59,9 +59,7 @@ def cat(operator: Callable, tensors, dim=0):
     return _on_each(maps[0], layout, operator, arguments, {})
 
 
-def _on_each(
-    like: SplitMap, layout: Layout, operator: Callable, arguments: list[tuple | None], kwargs: dict
-):
+def _on_each(like: SplitMap, layout: Layout, operator: Callable, arguments: list[tuple | None], kwargs: dict):
     """Return the results of an operator on the parts of a layout.
 
     Args:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..images import Resize
 from ..labels.space import LabelSpace
 from ..registry import UserError
-from ..sharing import Held, SplitNetwork
+from ..sharing import Box, Held, SplitNetwork
 from .fingerprint import weights_fingerprint
 from .frozen_norms import FrozenNorms
 
@@ -61,21 +61,24 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
-class SharedBorder:
-    """Prompted pixels of which all images of a batch have everything outside a box in common.
+class PixelsInParts:
+    """Prompted pixels of which a part is the same for all images of a batch, or does not depend on the prompt.
 
     Args:
-        surroundings: (1, 3, H, W) in [0, 1]; values inside the box are ignored but must be finite.
+        surroundings: (1, 3, H, W) in [0, 1], what is outside the box; or (B, 3, H, W), which then get no gradient; None
+            where the box is the canvas. Values inside the box are ignored but must be finite.
         images: (B, 3, h, w) in [0, 1], what is inside the box.
         box: (top, left, bottom, right) in pixels, half-open.
-        made_from: The tensors that ``surroundings`` was computed from. Without gradients a source keeps its work on the
-            surroundings until one of them is written to.
+        made_from: The tensors that ``surroundings`` was computed from, where all images share them. Without gradients a
+            source keeps its work on the surroundings until one of them is written to.
+        core: Inside the box, pixels that do not depend on the prompt; they get no gradient.
     """
 
-    surroundings: Tensor
+    surroundings: Tensor | None
     images: Tensor
-    box: tuple[int, int, int, int]
-    made_from: tuple[Tensor, ...]
+    box: Box
+    made_from: tuple[Tensor, ...] = ()
+    core: Box | None = None
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -92,8 +95,8 @@ class _ScaleGradient(torch.autograd.Function):
 class Source(nn.Module):
     """A frozen model with its label space: ``forward(pixels) == score(encode(pixels))``.
 
-    ``encode`` and ``forward`` take pixels (B, 3, H, W) in [0, 1], or a ``SharedBorder``, whose common part is computed
-    once a batch: the result is the same up to rounding.
+    ``encode`` and ``forward`` take pixels (B, 3, H, W) in [0, 1], or ``PixelsInParts``, which need less work: the
+    result is the same up to rounding.
 
     Args:
         network: Module from normalised pixels (B, 3, H, W) to logits (B, S).
@@ -212,22 +215,24 @@ class Source(nn.Module):
         eager = network is not self._compiled and not torch.compiler.is_compiling()
         return eager and self.mean.device.type == "cpu" and torch.is_grad_enabled()
 
-    def run_network(self, pixels: Tensor | SharedBorder, compiled: bool = True) -> Tensor:
-        """Return the network's output, float32, for pixels or a shared border; ``compiled`` where it can be."""
-        if not isinstance(pixels, SharedBorder):
+    def run_network(self, pixels: Tensor | PixelsInParts, compiled: bool = True) -> Tensor:
+        """Return the network's output, float32, for pixels or pixels in parts; ``compiled`` where it can be."""
+        if not isinstance(pixels, PixelsInParts):
             network = (self._compiled if compiled else None) or self.network
             return self.run(network, self.normalize(pixels))
-        shared: Tensor | Held = self.normalize(pixels.surroundings)
-        if not torch.is_grad_enabled():
+        surroundings = pixels.surroundings
+        shared: Tensor | Held | None = None if surroundings is None else self.normalize(surroundings)
+        if shared is not None and len(shared) == 1 and not torch.is_grad_enabled():
             known = [held for held in self._held if held.fresh]
             found = [held for held in known if held.made_from_these(pixels.made_from)]
             if not found:
                 found = [self._split_network.hold(shared, *pixels.made_from)]
                 known = [*known[1 - _MOST_HELD :], *found]
             self._held, shared = known, found[0]
-        return self.run(self._split_network, shared, self.normalize(pixels.images), pixels.box)
+        images = self.normalize(pixels.images)
+        return self.run(self._split_network, shared, images, pixels.box, pixels.core)
 
-    def encode(self, pixels: Tensor | SharedBorder) -> Tensor:
+    def encode(self, pixels: Tensor | PixelsInParts) -> Tensor:
         """Return features (B, D) float32: what the last linear layer is given.
 
         Raises:
@@ -247,14 +252,14 @@ class Source(nn.Module):
         """Return source logits (B, S) float32 of features (B, D)."""
         return self.run(self.classifier_head(), features)
 
-    def forward(self, pixels: Tensor | SharedBorder) -> Tensor:
+    def forward(self, pixels: Tensor | PixelsInParts) -> Tensor:
         """Return source logits (B, S) float32."""
         return self.run_network(pixels)
 
     def compile_network(self) -> None:
         """Use the compiled network (torch.compile) for plain pixels, compiled for each batch size that occurs.
 
-        The result is the same up to rounding. Shared borders, ``encode`` of a closed label set, and copies of this
+        The result is the same up to rounding. Pixels in parts, ``encode`` of a closed label set, and copies of this
         source use the network uncompiled.
         """
         compiled = torch.compile(lambda pixels: self.network(pixels), dynamic=False)

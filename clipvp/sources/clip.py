@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..labels.space import LabelSpace
 from ..registry import UserError
-from .base import Preprocessing, SharedBorder, Source
+from .base import PixelsInParts, Preprocessing, Source
 from .fingerprint import weights_fingerprint
 from .text import text_embeddings
 
@@ -76,7 +76,7 @@ class ClipSource(Source):
         source._fingerprint, source.outputs = None, "features"
         return source
 
-    def encode(self, pixels: Tensor | SharedBorder) -> Tensor:
+    def encode(self, pixels: Tensor | PixelsInParts) -> Tensor:
         """Return image features (B, D) float32, not normalised."""
         features = self.run_network(pixels)
         self._width = features.shape[1]
@@ -89,7 +89,7 @@ class ClipSource(Source):
             )
         return self.scale * F.normalize(features, dim=1) @ self.text_features.T + self.bias
 
-    def forward(self, pixels: Tensor | SharedBorder) -> Tensor:
+    def forward(self, pixels: Tensor | PixelsInParts) -> Tensor:
         return self.score(self.encode(pixels))
 
     def linear_head(self) -> tuple[Tensor, Tensor, bool]:

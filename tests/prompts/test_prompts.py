@@ -317,6 +317,46 @@ def test_surroundings_and_image_are_put_together_to_the_prompted_pixels(name):
 
 
 @pytest.mark.parametrize("name", all_prompts())
+def test_no_pixel_where_a_prompt_does_not_act_depends_on_what_trains(name):
+    prompt = filled(all_prompts()[name])
+    acting = prompt.acts_on()
+    if acting is None:
+        return
+    (top, left, bottom, right), hole = acting
+    acts = torch.zeros(prompt.canvas, dtype=torch.bool)
+    acts[top:bottom, left:right] = True
+    if hole is not None:
+        assert top <= hole[0] < hole[2] <= bottom and left <= hole[1] < hole[3] <= right
+        acts[hole[0] : hole[2], hole[1] : hole[3]] = False
+    images = pictures(prompt)
+    before = prompt(images)
+    filled(prompt, seed=5)
+    changed = (prompt(images) != before).any(0).any(0)
+    assert changed.any() == acts.any() and not changed[~acts].any()
+
+
+def test_a_prompt_that_makes_other_pixels_says_itself_where_it_acts():
+    class Whole(BorderPrompt):
+        def forward(self, images):
+            return images + self.delta
+
+    class Same(BorderPrompt):
+        pass
+
+    assert Whole((9, 12), 2).acts_on() is None
+    assert Same((9, 12), 2).acts_on() == BorderPrompt((9, 12), 2).acts_on()
+
+
+def test_prompts_say_where_they_act():
+    everywhere = (0, 0, 9, 12)
+    assert PaddingPrompt((9, 12), (4, 7)).acts_on() == (everywhere, (3, 3, 7, 10))
+    assert PaddingPrompt((9, 12), (4, 7), empty="lower_triangle").acts_on() == (everywhere, None)
+    assert BorderPrompt((9, 12), 2).acts_on() == (everywhere, (2, 2, 7, 10))
+    assert PatchPrompt((9, 12), 3, (2, 5)).acts_on() == ((2, 5, 5, 8), None)
+    assert FullPrompt((9, 12)).acts_on() is None
+
+
+@pytest.mark.parametrize("name", all_prompts())
 @pytest.mark.parametrize("shape", [(2, 3, 5, 3), (3, 9, 12), (1, 1, 9, 12), (1, 3, 100, 100)])
 def test_images_of_another_shape_are_refused(name, shape):
     prompt = all_prompts()[name]

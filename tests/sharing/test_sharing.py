@@ -264,7 +264,9 @@ def test_any_network_gives_the_same_with_sharing(case, data):
     network, canvas = case
     box = data.draw(boxes(*canvas))
     shared, region = scene(canvas, box, batch=data.draw(st.integers(1, 3)))
-    pair = assert_exact(network, shared, region, box, data.draw(st.sampled_from([Limits(box=0.5), ALWAYS, ALWAYS])))
+    pair = assert_exact(
+        network, shared, region, box, data.draw(st.sampled_from([Limits(box=0.5), ALWAYS, ALWAYS]))
+    )
     assert pair.reason is None
     with torch.no_grad():
         plain, held = network(put_together(shared, region, box)), pair.hold(shared)
@@ -383,7 +385,9 @@ def test_resnet18_shares_as_much_as_the_receptive_field_allows():
     with torch.no_grad():
         SplitNetwork(network, ALWAYS)(shared, region, box)
     sizes = {
-        name: (out.layout.box[2] - out.layout.box[0], out.canvas[0]) for name, out in seen.items() if isinstance(out, SplitMap)
+        name: (out.layout.box[2] - out.layout.box[0], out.canvas[0])
+        for name, out in seen.items()
+        if isinstance(out, SplitMap)
     }
     assert sizes == {"conv1": (19, 112), "maxpool": (11, 56), "layer1": (19, 56), "layer2": (17, 28)}
 

@@ -220,9 +220,7 @@ def test_an_image_as_large_as_the_canvas_and_one_of_a_pixel():
 def test_channels_last_is_kept_and_exact():
     network = small_network(torch.float32).to(memory_format=torch.channels_last)
     layouts = []
-    hook = network[2].register_forward_hook(
-        lambda module, inputs, out: layouts.extend(out.parts.tensors)
-    )
+    hook = network[2].register_forward_hook(lambda module, inputs, out: layouts.extend(out.parts.tensors))
     box = (3, 4, 8, 8)
     parts = [part.detach().to(memory_format=torch.channels_last) for part in scene((24, 30), box)]
     parts = [part.float() for part in parts]
@@ -242,7 +240,7 @@ def test_under_autocast_as_exact_as_the_dtype(dtype):
 @pytest.mark.parametrize(
     ("shared", "region", "box", "message"),
     [
-        ((2, 3, 9, 9), (2, 3, 2, 2), (0, 0, 2, 2), r"\(1, C, H, W\)"),
+        ((3, 3, 9, 9), (2, 3, 2, 2), (0, 0, 2, 2), r"\(1, C, H, W\)"),
         ((1, 3, 9, 9), (2, 3, 2, 2), (8, 0, 10, 2), "canvas of 9x9"),
         ((1, 3, 9, 9), (2, 3, 2, 2), (0, 0, 3, 2), r"\(B, 3, 3, 2\), got \(2, 3, 2, 2\)"),
     ],

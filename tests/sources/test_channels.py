@@ -9,7 +9,7 @@ from torch import nn
 
 from clipvp import UserError, load_source
 from clipvp.images import Resize
-from clipvp.sources.base import Preprocessing, SharedBorder
+from clipvp.sources.base import PixelsInParts, Preprocessing
 from clipvp.sources.channels import for_rgb
 
 MEAN, STD = 0.4, 0.3
@@ -101,7 +101,7 @@ def test_a_shared_border_of_a_grey_network_is_computed_as_plain_pixels_are(tmp_p
     pixels = surroundings.repeat(4, 1, 1, 1)
     pixels[:, :, 24:40, 24:40] = images
     with torch.no_grad():
-        found = source(SharedBorder(surroundings, images, (24, 24, 40, 40), (surroundings,)))
+        found = source(PixelsInParts(surroundings, images, (24, 24, 40, 40), (surroundings,)))
         torch.testing.assert_close(found, source(pixels), rtol=1e-4, atol=1e-5)
     assert source._split_network.reason is None
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from clipvp import PromptedClassifier, RunConfig, Task, UserError, build_classifier, fit, load_source
 from clipvp.config.schema import MappingConfig, OptimConfig, PromptConfig, SourceConfig, TrainConfig
 from clipvp.labels.space import LabelSpace
-from clipvp.sources.base import SharedBorder, Source
+from clipvp.sources.base import PixelsInParts, Source
 from clipvp.sources.clip import ClipSource
 
 CLASSES = ["cat", "Big Bird", "trucks", "ship 2"]
@@ -222,7 +222,7 @@ def test_a_shared_border_is_computed_as_plain_pixels_are(way, name):
     images = torch.rand(3, 3, height // 2, width // 2)
     pixels = surroundings.repeat(3, 1, 1, 1)
     pixels[:, :, box[0] : box[2], box[1] : box[3]] = images
-    border, run = SharedBorder(surroundings, images, box, (surroundings,)), getattr(source, way)
+    border, run = PixelsInParts(surroundings, images, box, (surroundings,)), getattr(source, way)
     for gradients in (True, False):
         with torch.set_grad_enabled(gradients):
             torch.testing.assert_close(run(border), run(pixels), rtol=1e-4, atol=1e-5)

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from clipvp import UserError, load_source
 from clipvp.images import to_rgb
 from clipvp.labels.space import unique_names
-from clipvp.sources.base import SharedBorder, Source, _ScaleGradient, check_forward
+from clipvp.sources.base import PixelsInParts, Source, _ScaleGradient, check_forward
 from clipvp.sources.preprocessing import hf_preprocessing
 
 CLOSED = ["tiny_timm", "tiny_timm_vit", "tiny_hf", "tiny_hf_vit"]
@@ -240,7 +240,7 @@ def test_a_source_that_was_looked_at_still_has_its_features():
 # What all images of a batch have in common
 
 
-def border_of(source: Source, count: int, seed: int = 0) -> tuple[SharedBorder, torch.Tensor]:
+def border_of(source: Source, count: int, seed: int = 0) -> tuple[PixelsInParts, torch.Tensor]:
     """Return a shared border with small images at its centre, and the same as plain pixels."""
     generator = torch.Generator().manual_seed(seed)
     height, width = source.canvas
@@ -251,7 +251,7 @@ def border_of(source: Source, count: int, seed: int = 0) -> tuple[SharedBorder, 
     pixels = surroundings.repeat(count, 1, 1, 1)
     pixels[:, :, top:bottom, left:right] = images
     made_from = (surroundings,)
-    return SharedBorder(surroundings, images, (top, left, bottom, right), made_from), pixels
+    return PixelsInParts(surroundings, images, (top, left, bottom, right), made_from), pixels
 
 
 @pytest.mark.parametrize("fixture", ["tiny_timm", "tiny_hf"])
