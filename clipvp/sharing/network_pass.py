@@ -68,6 +68,8 @@ class NetworkPass:
             per_image: Whether each image has an outer part of its own.
         """
         whole = area(layout.whole)
+        if layout.core == layout.whole:  # the prompt acts nowhere
+            return layout.with_core(None)
         if area(layout.core) < self.limits.core * whole:
             layout = layout.with_core(None)
         share = area(layout.box) / whole

@@ -258,7 +258,8 @@ def put_together(shared: Tensor, region: Tensor, box: Box) -> Tensor:
     Both get gradients; that of ``shared`` is summed over the batch and zero inside the box.
     """
     layout = Layout(tuple(shared.shape[2:]), box)
-    return read_windows(Parts(layout, shared, (region,), None), [layout.whole], len(region))[0]
+    copies = [_copies(layout, layout.whole)]
+    return _Windows.apply(copies, 0.0, len(region), [box[:2]], [None], shared, region)[0]
 
 
 def split(region: Tensor, box: Box, rectangles: Sequence[Box]) -> tuple[Tensor, ...]:

@@ -15,7 +15,9 @@ PARTS = {
     "text": "loading a CLIP with its texts to be encoded, and with their embeddings on disk",
     "assignment": "greedy assignment against a loop over the whole matrix",
     "architectures": "a step of several architectures at several image sizes, with random weights",
+    "sharing": "a step of several architectures, images and frames: plain, border shared, core without gradient",
 }
+ON_REQUEST = ("architectures", "sharing")
 ARCHITECTURES = (
     "resnet18",
     "resnet50",
@@ -28,6 +30,7 @@ ARCHITECTURES = (
     "vit_base_patch32_224",
 )
 IMAGE_SIZES = (32, 64, 128, 192)
+FRAMES = (8, 16, 30)
 
 
 @dataclass
@@ -35,7 +38,7 @@ class BenchmarkConfig:
     """What is measured, and for how long.
 
     Args:
-        only: The parts to measure, one or a list; all but architectures when empty.
+        only: The parts to measure, one or a list; all but architectures and sharing when empty.
         source: The frozen model, see ``clipvp.load_source``.
         random_weights: Build the source, a timm architecture, without its weights: no download, the same time.
         canvas: Side in pixels of the source's input; the model's own when empty.
@@ -55,6 +58,7 @@ class BenchmarkConfig:
         rounds: Rounds that are measured even if they take longer.
         architectures: timm's names of the architectures to compare.
         image_sizes: Image sizes at which the architectures are compared.
+        frames: Widths in pixels of the frames on the image for which sharing is measured.
         json: File to write the results to, renewed after each part.
     """
 
@@ -77,6 +81,7 @@ class BenchmarkConfig:
     rounds: int = 3
     architectures: list[str] = field(default_factory=lambda: list(ARCHITECTURES))
     image_sizes: list[int] = field(default_factory=lambda: list(IMAGE_SIZES))
+    frames: list[int] = field(default_factory=lambda: list(FRAMES))
     json: str | None = None
 
     def __post_init__(self):
@@ -88,6 +93,7 @@ class BenchmarkConfig:
             check_choice("device", self.device, ["cpu", "cuda"])
         numbers = {name: getattr(self, name) for name in ("image_size", "batch_size", "rounds", "seconds")}
         numbers |= {f"image_sizes, {size}": size for size in self.image_sizes}
+        numbers |= {f"frames, {width}": width for width in self.frames}
         numbers |= {"canvas": 1 if self.canvas is None else self.canvas, "images / 5": self.images // 5}
         numbers |= {"classes - 1": self.classes - 1, "workers + 1": self.workers + 1}
         for name, value in numbers.items():
@@ -97,5 +103,5 @@ class BenchmarkConfig:
     @property
     def parts(self) -> list[str]:
         if not self.only:
-            return [part for part in PARTS if part != "architectures"]
+            return [part for part in PARTS if part not in ON_REQUEST]
         return [self.only] if isinstance(self.only, str) else list(self.only)

@@ -59,6 +59,7 @@ def alternate(
     settle: bool = False,
     before_round: Callable[[], None] = lambda: None,
     after_round: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] | None = None,
 ) -> Times:
     """Run candidates in turns, so that whatever else the machine does falls on all of them alike.
 
@@ -74,7 +75,9 @@ def alternate(
             caches as it left them itself.
         before_round: Called before each round, untimed.
         after_round: Called after each round, untimed.
+        clock: Gives the seconds; ``now`` when None.
     """
+    clock = clock or (lambda: now(device))
     if warm_up:
         for run in candidates.values():
             run()
@@ -86,9 +89,9 @@ def alternate(
         for name in names[:: -1 if rounds % 2 else 1]:
             if settle:
                 candidates[name]()
-            start = now(device)
+            start = clock()
             candidates[name]()
-            found[name].append(now(device) - start)
+            found[name].append(clock() - start)
         after_round()
         rounds += 1
     return Times(found)

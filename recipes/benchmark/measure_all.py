@@ -16,6 +16,7 @@ from .config import PARTS, BenchmarkConfig
 from .epochs import measure_epoch
 from .others import measure_assignment, measure_data, measure_text
 from .setting import Setting
+from .sharing import measure_sharing
 from .steps import measure_architectures, measure_memory, measure_step
 from .tables import table
 
@@ -27,6 +28,7 @@ MEASURES = {
     "text": measure_text,
     "assignment": measure_assignment,
     "architectures": measure_architectures,
+    "sharing": measure_sharing,
 }
 
 
@@ -57,7 +59,9 @@ def plan(config: BenchmarkConfig, device: dict[str, Any]) -> str:
     weights = "random weights" if config.random_weights else "its weights"
     image = f"{config.image_size} pixels in" if config.prompt == "padding" else "a border prompt on"
     canvas = f"a canvas of {config.canvas or 'its own size'}"
-    times = {part: len(config.architectures) if part == "architectures" else 1 for part in config.parts}
+    prompts = len(config.image_sizes) + len(config.frames)
+    many = {"architectures": len(config.architectures), "sharing": len(config.architectures) * prompts}
+    times = {part: many.get(part, 1) for part in config.parts}
     limit = sum(times.values()) * config.seconds
     return "\n".join(
         [
@@ -77,7 +81,9 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 def _cpu_name() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+        known = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        # One name may stand for several processors.
+        return f"{known['model name']}, family {known['cpu family']} model {known['model']}"
+    except (OSError, KeyError):
         return platform.processor() or platform.machine()

@@ -97,6 +97,7 @@ class Setting:
         statistics: str = "exact",
         image_size: int | None = None,
         source: Source | None = None,
+        prompt: PromptConfig | None = None,
     ) -> PromptedClassifier:
         """Return an untrained classifier with ILM and a prompt and a mapping of its own, around the config's source
         or another.
@@ -106,7 +107,7 @@ class Setting:
         shares = share_border and self.config.prompt == "padding"
         source = source or (self.source if shares else self.whole_source)
         size = {"image_size": image_size or self.config.image_size} if self.config.prompt == "padding" else {}
-        prompt = PromptConfig(kind=self.config.prompt, **size)
+        prompt = prompt or PromptConfig(kind=self.config.prompt, **size)
         config = MappingConfig(kind="frequency", statistics=statistics)
         mapping = FrequencyMapping.from_config(config, source, self.class_names, 0)
         mapping.fit(Counts(len(source.labels), len(self.class_names)))

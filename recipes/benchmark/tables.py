@@ -93,6 +93,25 @@ def _architectures(results: dict[str, Any]) -> Table:
     return ["step over bare", "bare, ms", "not shared", *(f"{size} pixels" for size in sizes)], rows, []
 
 
+def _sharing(results: dict[str, Any]) -> Table:
+    found = results["sharing"]
+    ways = list(
+        dict.fromkeys(way for rows in found.values() for row in rows.values() for way in row["over_bare"])
+    )
+    rows = [
+        [name, label]
+        + [
+            f"{row['over_bare'][way]:.2f} ({row['operations_over_bare'][way]:.2f})"
+            if way in row["over_bare"]
+            else None
+            for way in ways
+        ]
+        for name, rows in found.items()
+        for label, row in rows.items()
+    ]
+    return ["step over bare", "prompt", *ways], rows, ["in brackets: operations over the bare step's"]
+
+
 def _ratio(median: float, spread: list[float]) -> str:
     return f"{median:.2f} ({spread[0]:.2f} to {spread[1]:.2f})"
 
@@ -105,4 +124,5 @@ _TABLES = {
     "text": _text,
     "assignment": _assignment,
     "architectures": _architectures,
+    "sharing": _sharing,
 }

@@ -112,6 +112,21 @@ def test_architectures_with_random_weights(run):
     assert found["step_over_bare"] > 0
 
 
+def test_sharing_by_architecture_and_prompt(run):
+    sizes = {"image_sizes": "[8,48,80]", "frames": "[6,40]", "canvas": 64, "batch-size": 4}
+    found, printed = run(only="sharing", architectures="[resnet10t]", **sizes)
+    rows = found["sharing"]["resnet10t"]
+    assert set(rows) == {"image 8", "image 48", "frame 6"}  # the others do not fit the canvas
+    assert "image 48" in printed and "family" in found["device"]["name"]
+    assert set(rows["image 48"]["over_bare"]) == {"plain", "border", "core"}
+    assert set(rows["frame 6"]["over_bare"]) == {"plain", "core"}
+    for row in rows.values():
+        assert all(ratio > 0 for ratio in row["over_bare"].values()) and row["rounds"] == 2
+        operations = row["operations_over_bare"]
+        assert operations["plain"] == pytest.approx(1, abs=0.01)
+        assert operations["core"] < operations.get("border", operations["plain"])
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -103,3 +103,9 @@ def test_a_prompt_that_does_not_say_where_it_acts_gets_whole_maps():
     seen = maps_in_parts(made)
     made.source_outputs(torch.rand(2, 3, *CANVAS, dtype=torch.float64)).sum().backward()
     assert seen == [] and made.prompt.delta.grad.abs().sum() > 0
+
+
+def test_a_prompt_that_acts_nowhere_has_a_gradient_of_zeros():
+    made = classifier(PaddingPrompt(CANVAS, CANVAS), True)
+    made.source_outputs(torch.rand(2, 3, *CANVAS, dtype=torch.float64)).sum().backward()
+    assert made.prompt.delta.grad.abs().sum() == 0
