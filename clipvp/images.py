@@ -259,7 +259,7 @@ class Shrink(_Reads):
 
     Args:
         side: Most pixels of the shorter side; a longer one is reduced to it, a shorter one stays. Where the image would
-            then have more than ``4 * side**2`` pixels, both sides are reduced further.
+            then have more than ``2 * side**2`` pixels, both sides are reduced further.
         interpolation: As for ``Resize``.
         reading: What the images' files do not say.
     """
@@ -270,7 +270,7 @@ class Shrink(_Reads):
 
     @property
     def most_pixels(self) -> int:
-        return 4 * self.side**2
+        return 2 * self.side**2
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Return the pixels of a PIL RGB image: uint8, shape (h, w, 3)."""

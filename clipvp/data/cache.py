@@ -123,7 +123,9 @@ class Entry:
     def pixels(self) -> np.ndarray:
         """Return the pixels of the whole base, (count, h, w, 3), or (count, bytes) for ``unpack`` where images have any
         size: a private view of the file, read where it is used."""
-        return np.asarray(np.memmap(self._pixels, np.uint8, mode="c", shape=self._shape))
+        # The system counts a private map that can be written to as memory, which a file full of holes may exceed.
+        mode = "r" if self._any_size else "c"
+        return np.asarray(np.memmap(self._pixels, np.uint8, mode=mode, shape=self._shape))
 
 
 def pack(image: np.ndarray) -> np.ndarray:
