@@ -386,7 +386,7 @@ def test_every_registered_prompt_is_built_from_a_config(kind):
     assert prompt.kind == kind and prompt.canvas == (10, 12)
     resize = prompt.resize(source.resize)
     assert resize.size == prompt.image_size
-    assert resize == (Resize((5, 6), "squash") if kind == "padding" else source.resize)
+    assert resize == (Resize((5, 6), "squash") if kind in ("padding", "dga") else source.resize)
     learned = prompt.learned()
     assert learned is None or torch.equal(learned.pixels, learned.start)
     assert not isinstance(prompt, MaskedPrompt) or (prompt.delta == 0).all()
@@ -429,7 +429,7 @@ def test_what_does_not_fit_the_canvas_is_refused_by_name(kind, own, words):
     "kind, key, owners",
     [
         ("padding", "width", "border"),
-        ("none", "image_size", "padding"),
+        ("none", "image_size", "dga, padding"),
         ("full", "patch_size", "patch"),
         ("padding", "clip", "border, full, patch"),
     ],

@@ -49,8 +49,6 @@ def run_of(method: str, source: str, output: Path, **more):
     values["train"] = train | {"epochs": min(train.get("epochs", 2), 3)}
     if values.get("prompt", {}).get("kind") == "border":
         values["prompt"]["width"] = 3
-    elif values.get("prompt", {}).get("kind") == "dga":
-        values["prompt"]["crop_step"] = 4
     elif "prompt" not in values:
         values["prompt"] = {"kind": "padding", "image_size": 16}
     return from_dict({**values, "output": str(output), "seed": 3, **more})
