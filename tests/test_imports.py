@@ -28,7 +28,7 @@ ORDER = [
     {"artifact"},
     {"model"},
     {"build"},
-    {"scoring", "export", "serve"},
+    {"scoring", "export", "reference", "serve"},
     {"training"},
     {"comparison"},
     {"cli"},

@@ -104,6 +104,18 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--most_images", type=_positive, default=256, help="images in a request (256)")
     serve.add_argument("--most_megabytes", type=_positive, default=64, help="size of a request (64)")
     serve.add_argument("--device", default="cpu", help="cpu, cuda, ... (cpu)")
+    imports = verb("import", "Turn a best.pth of ILM-VP's code into a saved prompt.", prompt=False)
+    imports.add_argument(
+        "checkpoint", metavar="FILE", help="best.pth or ckpt.pth; tensors are read, never code"
+    )
+    imports.add_argument("--source", required=True, help="the model it was trained on: timm:resnet18.tv_in1k")
+    imports.add_argument(
+        "--classes",
+        required=True,
+        metavar="NAMES",
+        help="file of one class name a line, by label, or a registered task whose names are known",
+    )
+    imports.add_argument("--output", required=True, metavar="FOLDER", help="where the prompt is saved")
     report = verb("report", "Draw one run, or several compared, as one HTML file.", prompt=False)
     report.add_argument("runs", metavar="RUN", nargs="+", help="folders of runs")
     report.add_argument("--output", metavar="FILE", default=None, help="RUN/report.html for one run")

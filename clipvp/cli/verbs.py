@@ -231,6 +231,26 @@ def _check_device(device: str) -> None:
         raise UserError(f"--device {device}: {str(error).splitlines()[0]}") from error
 
 
+def import_checkpoint(checkpoint: str, source: str, classes: str, output: str) -> None:
+    from ..data.catalog import reference_names
+    from ..labels.names import read_names
+
+    entry, folder = TASK_TABLE.get(classes), Path(output).expanduser()
+    names = entry.names() if entry is not None else read_names("--classes", classes)
+    if names is None:
+        raise UserError(
+            f"--classes: the names of {classes} come with its data; give a file with one name a line"
+        )
+    if folder.exists():
+        raise UserError(f"--output: {output!r} is there already; choose another folder")
+    from ..reference import import_prompt
+
+    model = import_prompt(checkpoint, source, reference_names(classes, list(names)))
+    model.save_pretrained(folder)
+    print(f"{folder}: {model.prompt.kind} prompt of {len(model.class_names)} classes for {source}")
+    print(f"score it:  clipvp evaluate {folder} --data.name DATA --data.names reference")
+
+
 def report(runs: list[str], output: str | None) -> None:
     from ..results.page import write_page
 
@@ -249,6 +269,7 @@ VERBS = {
     "env": env,
     "export": export,
     "serve": serve,
+    "import": import_checkpoint,
     "report": report,
 }
 

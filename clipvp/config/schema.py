@@ -217,6 +217,8 @@ class DataConfig(_Choice):
         split_column: Column of split names in a table; found by its name when empty, not used when none.
         class_names: Names for classes that are numbers: a list in their order; a map of a class to its name; or a file
             of either (.txt, .yaml, .json).
+        names: How class names are spelled: own, or reference (as in the code of ILM-VP: lower case, spaces for hyphens
+            and underscores, digits for SVHN, a list of its own for GTSRB).
         config: Configuration of a hub data set.
         revision: Branch, tag or commit of a hub data set.
         train_split: Split to train on; of an image folder, "." takes every folder for a class.
@@ -242,6 +244,7 @@ class DataConfig(_Choice):
     label_column: str | None = None
     split_column: str | None = None
     class_names: str | list[str] | dict[str, str] | None = None
+    names: str = "own"
     config: str | None = None
     revision: str | None = None
     train_split: str | None = None
@@ -253,6 +256,7 @@ class DataConfig(_Choice):
     def __post_init__(self):
         check_choice("data.on_error", self.on_error, ["raise", "skip"])
         check_choice("data.classes", self.classes, ["all", "base", "new"])
+        check_choice("data.names", self.names, ["own", "reference"])
         for name in ("shots", "max_train", "max_test", "cache_side"):
             check_positive(f"data.{name}", getattr(self, name))
         if not 0 <= self.val < 1:
@@ -347,7 +351,8 @@ class TrainConfig(_Choice):
             gradient; or a plug-in's.
         max_queries: Most images that training sends to the source, in steps, counting and validation; it ends before
             the step that would exceed it. The tests at the end come on top. No limit when empty.
-        protocol: val (a validation split selects) or paper (train on all, report the last epoch).
+        protocol: val (a validation split selects) or paper (train on all, report the last epoch; counts and scores are
+            computed in fp32, whatever source.precision is).
         eval_every: Epochs between two validations.
         patience: Epochs without a better validation after which training stops; it never stops early when empty.
         average: Epochs at the end over which what trains is averaged; the average has scores and a saved prompt of its

@@ -24,6 +24,7 @@ class TaskEntry:
         columns: Its image column (found by its type when empty) and its label column.
         class_names: The classes by label, or what gives them, where the repository has numbers or other words.
         renames: Single classes by the repository's name to the name used.
+        reference_names: The classes by label in the paper's code, where it has words of its own.
         image_size: The paper's side in pixels of the image in a padding prompt.
         batch_size: The paper's.
         paper: Training and test images in the paper.
@@ -42,6 +43,7 @@ class TaskEntry:
     columns: tuple[str | None, str] = ("image", "label")
     class_names: Sequence[str] | Callable[[], Sequence[str]] | None = None
     renames: dict[str, str] = field(default_factory=dict)
+    reference_names: Sequence[str] | None = None
     image_size: int = 128
     batch_size: int = 128
     paper: tuple[int, int] | None = None
@@ -58,6 +60,46 @@ class TaskEntry:
 
 def _listed(text: str) -> tuple[str, ...]:
     return tuple(" ".join(name.split()) for name in text.split(","))
+
+
+def _signs_of_reference() -> list[str]:
+    """Return the names of the German traffic signs in the code of ILM-VP (arXiv 2211.11635), by label."""
+    warnings = """general, left turn, right turn, curvy, bumpers, slippery, bottleneck, construction, traffic light,
+        pedestrian, children, bikes, snowflake, deer"""
+    turns = "right, left, straight, straight right, straight left, right down, left down, circle"
+    names = [f"{speed} speed" for speed in (20, 30, 50, 60, 70, 80)]
+    names += ["80 lifted", "100 speed", "120 speed", "no overtaking general", "no overtaking trucks"]
+    names += ["right of way crossing", "right of way general", "give way", "stop"]
+    names += ["no way general", "no way trucks", "no way one way"]
+    names += [f"attention {warning}" for warning in _listed(warnings)]
+    names += ["lifted general", *(f"turn {turn}" for turn in _listed(turns))]
+    return [*names, "lifted no overtaking general", "lifted no overtaking trucks"]
+
+
+def reference_names(task: str, names: Sequence[str], given: bool = False) -> list[str]:
+    """Return class names as the code of ILM-VP spells them: lower case, no hyphen, no underscore.
+
+    SVHN's are digits and GTSRB's a list of its own, unless the names were given by the user.
+    """
+    entry = TASK_TABLE.get(task)
+    if entry is not None and entry.reference_names and not given and len(names) == entry.num_classes:
+        return list(entry.reference_names)
+    return [str(name).lower().replace("_", " ").replace("-", " ") for name in names]
+
+
+def paper_note(task: str, num_train: int, num_test: int) -> str | None:
+    """Return a line where a task of the paper has other images than the paper's; None elsewhere."""
+    entry = TASK_TABLE.get(task)
+    if entry is None or entry.paper in (None, (num_train, num_test)):
+        return None
+    train, test = entry.paper
+    line = f"the paper has {train} training and {test} test images of {task}, here are {num_train} and {num_test}"
+    if not entry.coop:
+        return line
+    return (
+        f"{line}; its split is CoOp's: lay the files out as CoOp's DATASETS.md says, and give "
+        f"--data.name {task} --data.folder DATA (with DATA/{entry.coop})"
+    )
 
 
 def _imagenet(subset: str | None = None) -> list[str]:
@@ -166,6 +208,7 @@ TASK_TABLE = {
         repo="tanganke/gtsrb",
         revision="ea889fff70dda7b09e94a4b207dded438deca549",
         class_names=_SIGNS,
+        reference_names=_signs_of_reference(),
         image_size=32,
         paper=(26640, 12630),
         checked="card, listing: splits, revision; code (fusion_bench): columns, order of classes",
@@ -239,6 +282,7 @@ TASK_TABLE = {
         revision="f9e1717d73324ebbc1ece84267ccd80d0aca0690",
         config="cropped_digits",
         class_names=_DIGITS,
+        reference_names=tuple("0123456789"),
         image_size=32,
         paper=(73257, 26032),
         checked="card, listing: columns, classes, splits, revision",

@@ -17,7 +17,7 @@ from ..config.schema import DataConfig
 from ..images import Reading, Resize, Shrink
 from ..labels.names import distinct_names, rename_classes
 from ..registry import TASKS, UserError, check_choice, nearest
-from .catalog import TASK_TABLE
+from .catalog import TASK_TABLE, paper_note, reference_names
 from .loaders.coop import is_coop, load_coop
 from .loaders.pairs import from_pairs
 from .loaders.raw import RawTask, name_few
@@ -307,8 +307,14 @@ def build_task(
     check_choice("train.protocol", protocol, ["val", "paper"])
     if config.class_names is not None:
         raw = _renamed(raw, config.class_names)
+    if config.names == "reference":
+        named = reference_names(name, raw.class_names, given=config.class_names is not None)
+        raw = replace(raw, class_names=named)
     raw = _distinct(raw)
     _check(raw)
+    if (protocol == "paper" or config.name in TASK_TABLE) and raw.train is not None and raw.test is not None:
+        note = paper_note(name, len(raw.train), len(raw.test))
+        raw = replace(raw, notes=[*raw.notes, *([note] if note else [])])
     raw = raw.of_classes(config.classes)
     _check(raw)
     if raw.train is not None and not test_set:

@@ -8,15 +8,22 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..config.schema import PromptConfig
+from ..images import Resize
 from ..registry import UserError
 from .base import VisualPrompt
 
 
 @dataclass
 class NoPromptConfig(PromptConfig):
-    """The images as they are; the prompt trains nothing."""
+    """The images as they are; the prompt trains nothing.
+
+    Args:
+        squash: Give images the canvas's size without keeping the aspect, bilinear, in the place of the model's own
+            preprocessing.
+    """
 
     kind: str = "none"
+    squash: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -27,16 +34,19 @@ class NoPromptConfig(PromptConfig):
 
 
 class NoPrompt(VisualPrompt):
-    """The images as they are."""
+    """The images as they are; ``squash`` as in ``NoPromptConfig``."""
 
     kind = "none"
 
-    def __init__(self, canvas: Sequence[int]):
-        super().__init__(canvas, canvas)
+    def __init__(self, canvas: Sequence[int], squash: bool = False):
+        super().__init__(canvas, canvas, **({"squash": True} if squash else {}))
 
     @classmethod
     def from_config(cls, config: NoPromptConfig, source) -> NoPrompt:
-        return cls(source.canvas)
+        return cls(source.canvas, config.squash)
+
+    def resize(self, source_resize: Resize) -> Resize:
+        return Resize(self.canvas) if "squash" in self.settings else super().resize(source_resize)
 
     def forward(self, images: Tensor) -> Tensor:
         self.check(images)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -110,6 +110,7 @@ class Source(nn.Module):
     Attributes:
         canvas: (H, W) in pixels.
         outputs: "logits" or "features": what a label mapping is given.
+        keeps_weights: The weights stay in fp32, for ``full_precision``, whatever ``precision`` is; set before any use.
         has_logits: False for a CLIP without its texts, which gives features alone.
         gives_gradient: False for a source that only answers: no gradient passes through it.
         options: Further keywords that ``load_source`` was given, of a plug-in's scheme.
@@ -155,11 +156,7 @@ class Source(nn.Module):
         self._held: list[Held] = []  # of each prompt whose surroundings were seen last
         self._ends_in_linear = True  # until ``check_forward`` has looked
         self._compiled: Callable[[Tensor], Tensor] | None = None
-        if precision != "fp32":
-            _ = self.network_fingerprint  # of the weights as they were loaded
-            for module in network.modules():
-                if isinstance(module, (nn.Linear, nn.Conv2d)):
-                    module.to(DTYPES[precision])
+        self.keeps_weights, self._rounded, self._full = False, False, False
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_compiled": None, "_held": []}
@@ -196,11 +193,47 @@ class Source(nn.Module):
     def normalize(self, pixels: Tensor) -> Tensor:
         return (pixels - self.mean) / self.std
 
+    @property
+    def computes_in(self) -> str:
+        """The precision of the next run: ``precision``, or fp32 within ``full_precision``."""
+        return "fp32" if self._full else self.precision
+
+    @contextmanager
+    def full_precision(self) -> Iterator[None]:
+        """Context manager: inside, the network computes in fp32 with the weights as they were loaded.
+
+        Raises:
+            UserError: The network has computed in half precision before, without ``keeps_weights``.
+        """
+        if self._rounded:
+            raise UserError(
+                f"source {self.name!r} has computed in {self.precision}, and its weights are rounded; load it anew"
+            )
+        before, self._full = self._full, True
+        changes = self.precision != "fp32" and not before
+        self._held = [] if changes else self._held  # what was kept is of the other precision
+        try:
+            yield
+        finally:
+            self._full = before
+            self._held = [] if changes else self._held
+
+    def _round_weights(self) -> None:
+        """Keep the weights in half precision from now on, as autocast would round them in each run."""
+        if self.computes_in == "fp32" or self.keeps_weights or self._rounded:
+            return
+        _ = self.network_fingerprint  # of the weights as they were loaded
+        for module in self.network.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                module.to(DTYPES[self.precision])
+        self._rounded = True
+
     def run(self, network: nn.Module, *inputs) -> Tensor:
         """Return ``network(*inputs)`` in float32, computed in the source's precision."""
-        if self.precision == "fp32":
+        if self.computes_in == "fp32":
             with self._norms if self._gains_by_norms(network) else nullcontext():
                 return network(*inputs).float()
+        self._round_weights()
         with torch.autocast(self.mean.device.type, DTYPES[self.precision]):
             if self.precision == "fp16":
                 inputs = [
@@ -217,6 +250,7 @@ class Source(nn.Module):
 
     def run_network(self, pixels: Tensor | PixelsInParts, compiled: bool = True) -> Tensor:
         """Return the network's output, float32, for pixels or pixels in parts; ``compiled`` where it can be."""
+        self._round_weights()  # before anything of them is held
         if not isinstance(pixels, PixelsInParts):
             network = (self._compiled if compiled else None) or self.network
             return self.run(network, self.normalize(pixels))
@@ -341,7 +375,7 @@ def check_forward(source: Source) -> Source:
     head, seen = source.last_linear(), []
     handle = head and head.register_forward_hook(lambda module, inputs, output: seen.append(output))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), source.full_precision():
             empty = torch.zeros(1, 3, *source.canvas, device=source.mean.device, dtype=torch.float32)
             logits = source(empty) if source.has_logits else source.encode(empty)
     except UserError:  # of a black box, which knows better

@@ -34,7 +34,7 @@ from .gradients import check_gradient
 from .interrupt import Interrupted, StopRequest
 from .outputs import fixed_outputs, with_outputs
 from .processes import fail_together, main_first
-from .step import Trainer, copied
+from .step import Trainer, copied, exact_scores
 from .tracking import Tracking, check_trackers
 
 # Steps between two checks of clock and signals; with several processes each check is a small exchange.
@@ -106,6 +106,7 @@ def _fit(
     clock, progress = Clock(), Progress(config.train.progress and accelerator.is_main_process)
     classifier.to(accelerator.device)
     classifier.reading = classifier.reading.updated(task.reading)
+    classifier.source.keeps_weights |= config.train.protocol == "paper"
     selects = task.val is not None and config.train.protocol == "val"
     splits = ["train", "val", "test"] if selects else ["train", "test"]
     crops = takes_originals(config.train.augment)
@@ -124,7 +125,7 @@ def _fit(
         }
     if fixed:
         views = [(config.train.augment, config.seed, view) for view in range(config.train.feature_views or 0)]
-        with clock("features"):
+        with clock("features"), exact_scores(classifier, config):
             for split, batches in data.items():
                 data[split] = with_outputs(
                     classifier,

@@ -164,7 +164,7 @@ def _decides(
         "resize": classifier.resize.to_dict(),
         "weights": source.fingerprint,
         "preprocessing": [source.preprocessing.mean, source.preprocessing.std, source.canvas],
-        "precision": source.precision,
+        "precision": source.computes_in,
         "device": classifier.device.type,
         "prompt": [prompt.kind, prompt.settings, state.hexdigest()],
         "values": "features" if are_features else "logits",

@@ -9,6 +9,7 @@ gradient accumulation steps, round alike.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -30,6 +31,11 @@ from .optim import ScheduledOptimizer, lr_at
 from .queries import Queries
 from .state import State
 from .statistics import count_pass, fit_mapping
+
+
+def exact_scores(classifier: PromptedClassifier, config: RunConfig) -> AbstractContextManager:
+    """Context manager: inside, the source computes as ``train.protocol`` wants it in counting and scoring."""
+    return classifier.source.full_precision() if config.train.protocol == "paper" else nullcontext()
 
 
 class Trainer:
@@ -88,7 +94,8 @@ class Trainer:
         """Score one split with the classifier as it is now."""
         batches, size = self.data[split], self.config.train.batch_size
         self.queries.asked("validating" if split == "val" else "testing", self.queries.of_pass(split))
-        return score(self.classifier, batches, size, self.accelerator, self._watch(batches, phase))
+        with exact_scores(self.classifier, self.config):
+            return score(self.classifier, batches, size, self.accelerator, self._watch(batches, phase))
 
     def refresh_mapping(self, phase: str) -> int | None:
         """Fit the mapping to a new statistic; return how many classes changed their first label, if any has one."""
@@ -96,7 +103,8 @@ class Trainer:
         if self.queries.counted(self.state.epoch):
             self.queries.asked("counting", self.queries.of_pass("train"))
             size = self.config.train.batch_size
-            own = count_pass(self.classifier, train, size, self._watch(train, phase))
+            with exact_scores(self.classifier, self.config):
+                own = count_pass(self.classifier, train, size, self._watch(train, phase))
         self.running = self._empty_running()
         return fit_mapping(self.classifier, own)
 

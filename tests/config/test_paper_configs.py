@@ -32,8 +32,11 @@ TASK_SETTINGS = {  # image size, batch
 }
 
 
+BASELINES = {"linear_probe", "finetune"}
+
+
 def test_there_is_a_file_for_each_and_no_other():
-    assert {path.stem for path in PAPER.glob("*.yaml")} == set(MODELS)
+    assert {path.stem for path in PAPER.glob("*.yaml")} == set(MODELS) | BASELINES
     assert {path.stem for path in (PAPER / "tasks").glob("*.yaml")} == set(TASK_SETTINGS)
 
 
@@ -46,6 +49,7 @@ def test_every_task_on_every_model_resolves(task, model):
     assert (config.source.name, config.prompt.kind) == (source, kind)
     assert (config.optim.name, config.optim.lr, config.optim.schedule) == (name, lr, schedule)
     assert config.train.epochs == 200 and config.train.protocol == "paper" and config.seed == 7
+    assert config.train.test_every_epoch and config.data.names == "reference"
     assert config.data.name == task and task in TASKS
     image_size, batch_size = TASK_SETTINGS[task]
     assert config.train.batch_size == batch_size
@@ -56,6 +60,19 @@ def test_every_task_on_every_model_resolves(task, model):
     ours, theirs = flat(to_dict(config)), flat(to_dict(base))
     differ = {key for key in ours if ours[key] != theirs[key]}
     assert differ <= {"data.name", "prompt.image_size", "train.batch_size", "output"}
+
+
+def test_the_baselines_follow_the_file_of_a_model():
+    files = [PAPER / "resnet18.yaml", PAPER / "tasks" / "dtd.yaml"]
+    probe, tuned = (
+        parse("a test", arguments=[f"--config={file}" for file in (*files, PAPER / f"{name}.yaml")])[0]
+        for name in ("linear_probe", "finetune")
+    )
+    assert (probe.prompt.kind, probe.prompt.squash, probe.mapping.takes) == ("none", True, "features")
+    assert (probe.optim.lr, probe.optim.milestones, probe.train.epochs) == (0.1, [0.5, 0.72], 200)
+    assert (tuned.optim.lr, tuned.optim.weight_decay, tuned.optim.schedule) == (1e-4, 5e-4, "cosine_epoch")
+    assert tuned.source.precision == "fp32" and tuned.train.augment == "crop_flip"
+    assert (tuned.train.epochs, tuned.train.batch_size, tuned.train.protocol) == (200, 64, "paper")
 
 
 @pytest.mark.parametrize("model", ["clip_vit_b16", "clip_vit_b32", "clip_rn50"])

@@ -6,7 +6,7 @@ import torch
 
 from clipvp import PromptedClassifier, UserError, build_classifier, fit, load_task
 from clipvp.config.schema import DataConfig
-from clipvp.data.loaders.abide import correlation_image
+from clipvp.data.loaders.abide import correlation_image, reference_split
 from clipvp.images import Resize
 
 pytest.importorskip("nilearn")
@@ -95,6 +95,21 @@ def test_the_prompt_acts_where_the_images_are_empty(abide, config, tmp_path):
     again = PromptedClassifier.from_pretrained(f"{settings.output}/prompt")
     images = torch.rand(2, 3, 16, 16)
     assert torch.equal(again.prompt(images), classifier.prompt(images))
+
+
+def test_the_split_is_the_references():
+    from sklearn.model_selection import train_test_split
+
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.repeat([0, 1], [530, 505]))
+    names = [f"{'SUN'[index % 3]}_{index:07}" for index in rng.permutation(len(labels))]
+    train, test = reference_split(names, labels)
+    assert (len(train), len(test)) == (931, 104)
+    # The reference reads the subjects in the order of their names, and lets scikit-learn choose.
+    read = sorted(zip(names, labels, strict=True))
+    chosen = train_test_split(read, test_size=0.1, stratify=[label for _, label in read], random_state=1)
+    for own, theirs in zip((train, test), chosen, strict=True):
+        assert {names[place] for place in own} == {name for name, _ in theirs}
 
 
 def test_a_scan_without_any_motion_is_empty():

@@ -215,3 +215,26 @@ def test_class_folders_are_labelled_in_the_order_of_their_numbers(tmp_path):
     )
     with pytest.raises(UserError, match="has 12 class folders, and the task 13 classes"):
         load_class_folders(tmp_path, {"test": "format-val"}, unique(13))
+
+
+def test_a_folder_as_the_authors_hand_it_out(tmp_path):
+    root = tmp_path / "oxfordpets"
+    write_split(root)
+    listed = load_task(str(root))
+    (root / "split_zhou_OxfordPets.json").rename(root / "split.json")
+    task = load_task(str(root))
+    assert (task.split_hash, task.class_names) == (listed.split_hash, NAMES)
+
+
+def test_images_in_a_pickled_data_base_are_one_line(tmp_path):
+    root = tmp_path / "oxfordpets"
+    write_split(root)
+    (root / "split_zhou_OxfordPets.json").rename(root / "split.json")
+    for path in (root / "images").iterdir():
+        path.unlink()
+    (root / "train.lmdb").mkdir()
+    with pytest.raises(
+        UserError, match="'train.lmdb' as Python pickles, which may be code and are not read; put"
+    ) as e:
+        load_task(str(root))
+    assert "\n" not in str(e.value)

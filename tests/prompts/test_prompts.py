@@ -439,3 +439,11 @@ def test_a_key_of_another_prompt_is_refused_with_its_owner(kind, key, owners):
         UserError, match=f"'prompt.{key}'; {key} is a key of {owners}; prompt.kind is '{kind}'"
     ):
         PromptConfig(kind=kind, **{key: 3})
+
+
+def test_without_a_prompt_images_may_be_squashed():
+    own = Resize((8, 8), rule="crop", interpolation="bicubic")
+    assert NoPrompt((8, 8)).resize(own) == own and "squash" not in NoPrompt((8, 8)).settings
+    squashed = NoPrompt((8, 8), squash=True)
+    assert squashed.resize(own) == Resize((8, 8), rule="squash", interpolation="bilinear")
+    assert NoPrompt(**squashed.settings).resize(own) == squashed.resize(own)  # as a saved one is built

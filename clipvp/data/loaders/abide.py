@@ -14,12 +14,11 @@ import numpy as np
 from ...config.schema import DataConfig
 from ...registry import UserError
 from ..sets import ImageSet
-from ..splits import TEST, choose_stratified
 from .raw import RawTask, hash_files, package_version
 
 CLASS_NAMES = ["non ASD", "ASD"]
 NUM_REGIONS = 200
-_TEST_SHARE = 10  # one in so many
+_TEST_SHARE = 0.1
 _DERIVATIVE = "rois_cc200"
 # The release that ILM-VP's reference reads: CPAC, band-pass filtered, global signal regressed, every subject with a
 # file (1035), whatever its quality was judged to be.
@@ -49,11 +48,26 @@ def load_abide(config: DataConfig) -> RawTask:
     everything = ImageSet(
         _Correlations(paths), labels, "abide", f"correlation 1 {hash_files(folder, paths)[0]}"
     )
-    test = choose_stratified(labels, len(CLASS_NAMES), -(-len(labels) // _TEST_SHARE), TEST)
-    train = np.setdiff1d(np.arange(len(labels)), test)
+    train, test = reference_split([str(name) for name in subjects["FILE_ID"]], labels)
     info = {"from": f"ABIDE I, Preprocessed Connectomes Project, {_FOLDER}, {_DERIVATIVE}"}
     sets = everything.subset(train), None, everything.subset(test)
     return RawTask(list(CLASS_NAMES), *sets, info=info, empty="lower_triangle")
+
+
+def reference_split(names: Sequence[str], labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the places of the training and the test subjects, ascending: the split of ILM-VP's reference.
+
+    It is scikit-learn's stratified one with seed 1, one in ten for testing, of the subjects in the order of names.
+
+    Args:
+        names: Of the subjects' files.
+        labels: int64 (n,), their classes.
+    """
+    from sklearn.model_selection import train_test_split
+
+    order = np.array(sorted(range(len(names)), key=names.__getitem__))
+    train, test = train_test_split(order, test_size=_TEST_SHARE, stratify=labels[order], random_state=1)
+    return np.sort(train), np.sort(test)
 
 
 def correlation_image(series: np.ndarray) -> np.ndarray:

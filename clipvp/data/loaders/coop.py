@@ -21,6 +21,7 @@ from .files import image_paths, subfolders
 from .raw import RawTask, hash_files, name_few
 
 SPLIT_FILE = "split_zhou_*.json"
+_HANDED_OUT = "split.json"  # the same file in the folders that ILM-VP's authors hand out
 ROLES = ("train", "val", "test")
 _VARIANTS = "images_variant_{}.txt"
 
@@ -29,7 +30,20 @@ Rows = list[tuple[str, int, str]]  # path below the folder of images, label, cla
 
 def is_coop(folder: Path) -> bool:
     """Return whether a folder holds a split file, or the lists that FGVC-Aircraft has in its place."""
-    return next(folder.glob(SPLIT_FILE), None) is not None or (folder / _VARIANTS.format("train")).is_file()
+    return bool(_split_files(folder)) or (folder / _VARIANTS.format("train")).is_file()
+
+
+def _split_files(folder: Path) -> list[Path]:
+    """Return the split files of a folder; one called split.json counts where there is no other."""
+    found, handed_out = sorted(folder.glob(SPLIT_FILE)), folder / _HANDED_OUT
+    return found or ([handed_out] if handed_out.is_file() and _is_split(handed_out) else [])
+
+
+def _is_split(file: Path) -> bool:
+    try:
+        return set(ROLES) <= json.loads(read_text(file)).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def find_task_folder(given: str, name: str) -> Path:
@@ -47,7 +61,7 @@ def load_coop(folder: Path) -> RawTask:
         UserError: There is no split file or several, it is damaged, images that it names are missing, its labels and
             class names do not fit, or test has classes that train lacks.
     """
-    files = sorted(folder.glob(SPLIT_FILE))
+    files = _split_files(folder)
     if len(files) > 1:
         raise UserError(f"{folder} holds several split files: {name_few(file.name for file in files)}")
     if not files and not is_coop(folder):
@@ -66,6 +80,11 @@ def load_coop(folder: Path) -> RawTask:
         if rows:
             labels = np.array([label for _, label, _ in rows])
             sets[role] = ImageSet(paths, labels, f"{folder.name}/{role}", *hash_files(root, paths))
+    if missing and (bases := sorted(path.name for path in folder.glob("*.lmdb"))):
+        raise UserError(
+            f"{folder}: its images are in {name_few(bases)} as Python pickles, which may be code and are not read; "
+            f"put the images that {file.name} names beside it, as CoOp's DATASETS.md says where they come from"
+        )
     if missing:
         raise UserError(f"{file}: {len(missing)} of its {total} images are missing: {name_few(missing)}")
     info = {"from": f"CoOp split {file}", "splits": {role: role for role in sets}}
