@@ -6,7 +6,6 @@ recipes/leaderboard.py and never by hand.
 
 from __future__ import annotations
 
-import math
 import re
 import statistics
 from collections.abc import Iterable, Sequence
@@ -111,13 +110,12 @@ def paired(runs: dict[int, dict], others: dict[int, dict], score: str) -> str:
     values = [100 * (runs[seed]["scores"][score] - others[seed]["scores"][score]) for seed in seeds]
     if not values:
         return "-"
-    mean = statistics.fmean(values)
     if len(values) == 1:
-        return f"{mean:+.1f}"
-    from scipy.stats import t
+        return f"{values[0]:+.1f}"
+    from clipvp.scoring.significance import over_seeds
 
-    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"
+    found = over_seeds(values)
+    return f"{found.mean:+.1f} ({found.low:+.1f} to {found.high:+.1f})"
 
 
 def caption(table: Table, outcomes: dict[str, Any]) -> str:
