@@ -202,6 +202,8 @@ def _costs(
         raise UserError(
             f"{len(unfit)} of {len(plan.jobs)} do not fit and nothing was run; " + "; ".join(unfit)
         )
+    if unfit:
+        say(f"left out, since they do not fit: {', '.join(line.partition(':')[0] for line in unfit)}")
     todo = [name for name in kept if any(job.key not in outcome.results for job in plan.jobs[name])]
     if todo:
         say(

@@ -165,6 +165,8 @@ def _settings(runs: Sequence[Run]) -> list[Column]:
         return []
     columns = [Column("run", [Cell(run.name, run.name) for run in runs])]
     for key, values in rows:
+        if len({_text(value) for value in values}) == 1:  # a key that some configs lack, at its default
+            continue
         columns.append(
             Column(
                 key, [Cell(_text(value), value if _is_number(value) else _text(value)) for value in values]

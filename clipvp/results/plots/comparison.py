@@ -102,7 +102,7 @@ def _costs(values: Sequence[float]) -> list[float]:
 
 def _name_costs(ax: Axes, xs: Sequence[float], values: Sequence[float]) -> None:
     """Write powers of ten as plain numbers, and 0 where costs of zero are."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, NullLocator
 
     zero = next((x for x, value in zip(xs, values, strict=True) if value <= 0), None)
 
@@ -112,12 +112,12 @@ def _name_costs(ax: Axes, xs: Sequence[float], values: Sequence[float]) -> None:
         return f"{x:,.0f}" if x >= 1 else f"{x:g}"
 
     ax.xaxis.set_major_formatter(FuncFormatter(text))
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.xaxis.set_minor_locator(NullLocator())
     if zero is not None:
         ax.annotate(
             "0",
             (zero, 0),
-            (0, -4),
+            (0, -7),
             xycoords=("data", "axes fraction"),
             textcoords="offset points",
             ha="center",
