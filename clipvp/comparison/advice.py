@@ -38,7 +38,7 @@ def next_things(
     seeds = len(runs)
     if seeds < _FEW_SEEDS:
         wanted = list(range(_FEW_SEEDS + 2))
-        found.append(f"{seeds} seed{'s' if seeds > 1 else ''} tell little: --seeds {wanted}")
+        found.append(f"{seeds} seed{'s tell' if seeds > 1 else ' tells'} little: --seeds {wanted}")
     elif level:
         found.append(
             f"{_few(level)} {'is' if len(level) == 1 else 'are'} level with {verdict.pick}; more seeds tell them "
