@@ -20,8 +20,10 @@ from .data.inputs import single_images
 from .images import ImageError, Reading, Resize
 from .mappings.base import LabelMapping
 from .mappings.folded import FoldedMapping
+from .notebook import html_table
 from .prompts.base import VisualPrompt
 from .registry import UserError, check_choice, check_positive
+from .results.tables import MAPPING_COLUMNS, MOST_LINKS, mapping_rows, mapping_text, scores_table
 from .sources.base import PixelsInParts, Source
 
 
@@ -75,6 +77,20 @@ class PromptedClassifier(nn.Module):
         self._fold: tuple[Any, PromptedClassifier] | None = None
         self.results: dict[str, Any] | None = None
         self.folder: Path | None = None
+
+    def _repr_html_(self) -> str:
+        height, width = self.source.canvas
+        rows = [
+            ["source", f"{self.source.name} at {height} x {width}"],
+            ["prompt", self.prompt.kind],
+            ["mapping", self.mapping.kind],
+            ["trained numbers", self.num_trainable()],
+            *([label, acc1] for label, acc1, *_ in scores_table((self.results or {}).get("metrics", {}))),
+        ]
+        table = mapping_rows(self.mapping.links(MOST_LINKS), self.source.labels.names, self.class_names)
+        classes = [[row["class"], mapping_text(row, "label")] for row in table]
+        headers = [MAPPING_COLUMNS["class"], MAPPING_COLUMNS["label"]]
+        return html_table(f"{len(self.class_names)} classes", rows) + html_table("mapping", classes, headers)
 
     @property
     def resize(self) -> Resize:
@@ -332,7 +348,7 @@ class PromptedClassifier(nn.Module):
         cls,
         prompt: str | Path,
         *,
-        source: str | None = None,
+        source: str | Source | None = None,
         revision: str | None = None,
         precision: str = "fp32",
         device: str | torch.device | None = None,
@@ -345,7 +361,7 @@ class PromptedClassifier(nn.Module):
         Args:
             prompt: A folder, which comes first, or a hub id ``ORG/NAME``.
             source: Overrides the saved source name, for a model that is in another folder here; its weights and
-                preprocessing must be the same.
+                preprocessing must be the same. Or a source that is loaded already, to share it.
             revision: Branch, tag or commit of the prompt on the hub; the source's own is saved in the prompt.
             precision: fp32, bf16 or fp16, of the frozen network only.
             device: Where it runs; the CPU when None.

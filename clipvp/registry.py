@@ -23,6 +23,11 @@ _LISTED_WHOLE, _FEW = 12, 5  # names in an error: up to so many all of them, els
 class UserError(ValueError):
     """Something the user gave is wrong; the message alone must be enough to correct it."""
 
+    def _render_traceback_(
+        self,
+    ) -> list[str]:  # what a notebook shows: the message, without our own lines of code
+        return [f"{type(self).__name__}: {self}"]
+
 
 def nearest(value: str, allowed: Iterable[str]) -> str:
     """Return the end of an error sentence: the nearest match, then what is allowed; of a long list the nearest few.

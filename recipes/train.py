@@ -1,17 +1,23 @@
 """Train a visual prompt with a label mapping.
 
+    clipvp train --data.name FOLDER
     clipvp train --config quickstart [--method NAME] [--section.key value ...]
     accelerate launch -m clipvp train --config quickstart
 
-`accelerate launch` runs several processes. `clipvp list configs` and `clipvp list methods` name what comes with the
-package; --config and --method take files too. `--print_config` shows the config that results, `--help` every key.
+The first chooses source, canvas and method by what is in the folder, and says what it chose; the last runs several
+processes. `clipvp list configs` and `clipvp list methods` name what comes with the package; --config and --method take
+files too. `--print_config` shows the config that results, `--help` every key.
 """
 
 from clipvp.cli import parse, user_errors
+from clipvp.cli.first_use import first_settings, first_source, go_on, is_first_use
+from clipvp.config.parse import given_keys
 
 
 def main() -> None:
-    config, _ = parse(__doc__)
+    given = given_keys()
+    chooses = is_first_use(given)
+    config, _ = parse(__doc__, defaults={"source.name": first_source()} if chooses else None)
     with user_errors():
         from clipvp.results.folder import claim_output
 
@@ -20,7 +26,7 @@ def main() -> None:
         from accelerate import Accelerator
 
         from clipvp import build_classifier, fit, load_task
-        from clipvp.artifact.pictures import save_pictures
+        from clipvp.artifact.pictures import pictures
         from clipvp.cpu import prepare_cpu
         from clipvp.results.record import summary
 
@@ -28,13 +34,14 @@ def main() -> None:
         accelerator = Accelerator()
         task = load_task(config.data, seed=config.seed, protocol=config.train.protocol)
         accelerator.print(f"{task}\n")
+        if chooses:
+            config, said = first_settings(config, task, given)
+            accelerator.print(f"{said}\n")
         classifier = build_classifier(config, task, accelerator.device)
         result = fit(classifier, task, config, accelerator)
         accelerator.print(summary(result.results, result.output))
         if accelerator.is_main_process:
-            print(
-                f"pictures: {', '.join(save_pictures(result, classifier, task))}, in {result.output / 'plots'}"
-            )
+            print(f"{pictures(result, classifier, task)}\n\n{go_on(result.output)}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ RECIPES = sorted(set((ROOT / "recipes").glob("*.py")) - {ROOT / "recipes" / "tex
 # The folders of the package, and the modules beside them. Each imports only from lines above its own.
 ORDER = [
     {"registry"},
-    {"files", "cpu", "presets"},
+    {"files", "cpu", "presets", "notebook"},
     {"progress", "image_files", "pixels"},
     {"images"},
     {"config"},
@@ -30,7 +30,7 @@ ORDER = [
     {"build"},
     {"scoring", "export", "reference", "serve"},
     {"training"},
-    {"comparison"},
+    {"comparison", "demo"},
     {"cli"},
     {"__main__"},
 ]

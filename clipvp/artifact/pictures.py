@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,13 @@ if TYPE_CHECKING:
 _EXAMPLES, _GALLERY = 8, 24  # classes
 _TEXTS = 12  # of a class
 _LARGEST = 1000  # pixels of a picture of the model card, in either direction
+
+
+def pictures(result: FitResult, classifier: PromptedClassifier, task: Task) -> str:
+    """``save_pictures``, and return a line on them; where matplotlib is missing it says so."""
+    if find_spec("matplotlib") is None:
+        return "no pictures: pip install 'clipvp[plots]'"
+    return f"pictures: {', '.join(save_pictures(result, classifier, task))}, in {result.output / PLOTS}"
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import tempfile
 import warnings
@@ -167,7 +168,7 @@ class SavedParts(NamedTuple):
 def load_prompt(
     prompt: str | Path,
     *,
-    source: str | None = None,
+    source: str | Source | None = None,
     revision: str | None = None,
     precision: str = "fp32",
     device: str | torch.device | None = None,
@@ -244,25 +245,28 @@ def _check_plugins(config: dict[str, Any], where: str) -> None:
 def _load_source(
     wanted: dict[str, Any],
     where: str,
-    source: str | None,
+    source: str | Source | None,
     precision: str,
     device: Any,
     local_files_only: bool,
 ) -> Source:
-    name = source or wanted["name"]
+    name = source.name if isinstance(source, Source) else source or wanted["name"]
     try:
         texts = LabelSpace.from_dict(wanted["labels"]) if wanted["labels"] else None
-        frozen = load_source(
-            name,
-            canvas=wanted["canvas"],
-            labels=(lambda: texts) if texts else None,
-            precision=precision,
-            device=device,
-            revision=None if source else wanted["revision"],
-            local_files_only=local_files_only,
-            text_tower=wanted["text_tower"],
-            **wanted["options"],
-        )
+        if isinstance(source, Source):
+            frozen = _shared(source, texts, wanted)
+        else:
+            frozen = load_source(
+                name,
+                canvas=wanted["canvas"],
+                labels=(lambda: texts) if texts else None,
+                precision=precision,
+                device=device,
+                revision=None if source else wanted["revision"],
+                local_files_only=local_files_only,
+                text_tower=wanted["text_tower"],
+                **wanted["options"],
+            )
     except UserError as error:
         hint = "; if the model is in another folder, give its name as `source`" if is_local(name) else ""
         raise UserError(f"prompt {where}: {error}{hint}") from error
@@ -273,6 +277,22 @@ def _load_source(
         )
     frozen.outputs = wanted["outputs"]
     return frozen
+
+
+def _shared(source: Source, texts: LabelSpace | None, wanted: dict[str, Any]) -> Source:
+    """Return a source that is loaded already, for one more prompt: the same modules, with ``outputs`` of its own."""
+    given = list(source.canvas), source.labels if source.labels.is_text else None, source.has_logits
+    for what, have, needed in zip(
+        ("canvas", "texts", "text tower"),
+        given,
+        (list(wanted["canvas"]), texts, wanted["text_tower"]),
+        strict=True,
+    ):
+        if have != needed:
+            raise UserError(
+                f"the given source {source.name!r} has another {what} than the prompt was made for"
+            )
+    return copy.copy(source)
 
 
 def _build(registry: Registry, section: dict[str, Any], where: str) -> Any:

@@ -38,10 +38,12 @@ def build_parser() -> argparse.ArgumentParser:
         prompt: bool = True,
         loads: bool = False,
         what: str = "folder or hub id of a saved prompt",
+        many: bool = False,
     ) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=help, description=help, allow_abbrev=False)
         if prompt:
-            sub.add_argument("prompt", metavar="PROMPT", help=what)
+            name, count = ("prompts", "+") if many else ("prompt", None)
+            sub.add_argument(name, metavar="PROMPT", help=what, nargs=count)
             sub.add_argument("--revision", help="branch, tag or commit of the prompt on the hub")
             sub.add_argument("--local_files_only", action="store_true", help="never ask the network")
         if loads:
@@ -94,6 +96,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--cache_dir", metavar="FOLDER", help="where they are ($CLIPVP_CACHE, or the user's cache)"
     )
     verb("env", "Print the versions that a bug report needs.", prompt=False)
+    verb("doctor", "Check versions, GPU, caches, hub and extras, and say what to do.", prompt=False)
+    demo = verb(
+        "demo", "Drop images on a page in the browser: several prompts side by side.", loads=True, many=True
+    )
+    demo.add_argument("--host", help="address to listen on (this machine alone)")
+    demo.add_argument("--port", type=_positive, help="port (the first free one from 7860)")
+    demo.add_argument("--device", default="cpu", help="cpu, cuda, ... (cpu)")
+    demo.add_argument("--browser", action="store_true", help="open a browser")
+    demo.add_argument("--space", metavar="FOLDER", help="write the files of a hub Space instead")
     export = verb("export", "Write prompt, frozen source and mapping as one ONNX file.", loads=True)
     export.add_argument("--onnx", metavar="FILE", required=True, help="the file to write")
     export.add_argument("--logits", action="store_true", help="give target logits, not probabilities")

@@ -191,6 +191,30 @@ def env() -> None:
     print(tabulate(found.items(), tablefmt="plain", disable_numparse=True, missingval="not installed"))
 
 
+def doctor() -> None:
+    from .doctor import doctor as examine_and_say
+
+    examine_and_say()
+
+
+def demo(
+    prompts: list[str],
+    space: str | None,
+    host: str | None,
+    port: int | None,
+    browser: bool,
+    **options: Any,
+) -> None:
+    if space is not None:
+        from ..demo.space import write_space
+
+        print("\n".join(map(str, write_space(prompts, Path(space).expanduser()))))
+        return
+    from ..demo import open_demo
+
+    open_demo(prompts, host=host, port=port, browser=browser, **options)
+
+
 def export(prompt: str, onnx: str, logits: bool, **where: Any) -> None:
     from ..export import export_onnx
     from ..model import PromptedClassifier
@@ -267,6 +291,8 @@ VERBS = {
     "copy_recipe": copy_recipe,
     "cache": cache,
     "env": env,
+    "doctor": doctor,
+    "demo": demo,
     "export": export,
     "serve": serve,
     "import": import_checkpoint,

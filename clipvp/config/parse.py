@@ -125,6 +125,12 @@ def from_dict(values: dict[str, Any], config_class: type[Config] = RunConfig) ->
     return choices.build(parser, lambda: parser.parse_object(choices.with_texts(own, own)))[0]
 
 
+def given_keys(arguments: Sequence[str] | None = None) -> set[str]:
+    """Return the names of the options that a command line gives, the program's own when None."""
+    arguments = with_underscores(sys.argv[1:] if arguments is None else arguments)
+    return {argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")}
+
+
 def with_underscores(arguments: Sequence[str]) -> list[str]:
     """Return a command line with underscores in the names of its options: ``--image-size`` is ``--image_size``."""
     return [

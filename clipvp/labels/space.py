@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from ..notebook import html_table
 from ..registry import UserError
 
 
@@ -51,6 +52,15 @@ class LabelSpace:
     @property
     def is_text(self) -> bool:
         return bool(self.class_names)
+
+    def _repr_html_(self) -> str:
+        if not self.is_text:
+            return html_table(f"{len(self)} source labels", enumerate(self.names))
+        title = f"{len(self)} texts of {len(self.class_names)} classes, {len(self.wordings)} wordings"
+        rows = [
+            (self.class_names[target], name) for name, target in zip(self.names, self.class_of, strict=True)
+        ]
+        return html_table(title, rows, ["class", "text"])
 
     @cached_property
     def is_grid(self) -> bool:

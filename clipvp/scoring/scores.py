@@ -16,8 +16,10 @@ from ..data.batches import Batches
 from ..data.task import Task, load_task
 from ..mappings.statistic import Counts, sum_over_processes
 from ..model import PromptedClassifier
+from ..notebook import html_table
 from ..progress import Progress
 from ..registry import UserError, check_choice
+from ..results.tables import SCORE_COLUMNS, percent
 
 
 @dataclass
@@ -48,6 +50,18 @@ class EvalResult:
 
     def to_dict(self) -> dict:
         return {name: getattr(self, name) for name in ("acc1", "acc5", "mean_per_class_recall", "n")}
+
+    def _repr_html_(self) -> str:
+        scores = self.to_dict()
+        rows = [
+            [column, scores[key] if key == "n" else percent(scores[key])]
+            for key, column in SCORE_COLUMNS.items()
+        ]
+        names = self.class_names or [f"class {place}" for place in range(len(self.confusion))]
+        known = zip(names, map(percent, self.per_class()), strict=True)
+        return html_table(self.scored or "scores", rows) + html_table(
+            "each class", known, ["class", "accuracy"]
+        )
 
     def per_class(self) -> list[float | None]:
         """Return the accuracy of each class, None where it has no images."""

@@ -58,7 +58,7 @@ def hub_access(
         why_offline = "local_files_only is set"
     elif constants.HF_HUB_OFFLINE:
         why_offline = "HF_HUB_OFFLINE is set"
-    elif repositories and not _is_reachable(constants.ENDPOINT):
+    elif repositories and not is_reachable(constants.ENDPOINT):
         why_offline = f"{constants.ENDPOINT} cannot be reached"
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = why_offline is not None
@@ -72,7 +72,7 @@ def hub_access(
         constants.HF_HUB_OFFLINE = before
 
 
-def _is_reachable(endpoint: str) -> bool:
+def is_reachable(endpoint: str) -> bool:
     """Return whether the host of a URL accepts connections; True without a test if a proxy is set for it."""
     url = urlsplit(endpoint)
     proxies = getproxies()

@@ -23,11 +23,13 @@ from ..data.augment.basic import takes_originals
 from ..data.batches import Batches
 from ..data.task import Task
 from ..model import PromptedClassifier
-from ..progress import Clock, Progress
+from ..notebook import html_table
+from ..progress import Clock, Estimate, Progress
 from ..registry import UserError
 from ..results.correct import pack, write_correct
 from ..results.folder import CHECKPOINTS, PROMPT, PROMPT_AVERAGE, RESULTS, RunFolder
 from ..results.record import VISUAL_PROMPT, build_results, epoch_line, saved_results
+from ..results.tables import EPOCH_COLUMNS, SCORE_COLUMNS, percent, scores_table
 from ..scoring.scores import EvalResult
 from .checkpoint import Checkpoints
 from .gradients import check_gradient
@@ -58,6 +60,20 @@ class FitResult:
     history: list[dict[str, Any]]
     test: dict[str, EvalResult]
     output: Path
+
+    def _repr_html_(self) -> str:
+        scores = html_table(
+            f"run {self.output}", scores_table(self.results["metrics"]), ["", *SCORE_COLUMNS.values()]
+        )
+        keys = [key for key in EPOCH_COLUMNS if any(row.get(key) is not None for row in self.history)]
+        rows = [[row["epoch"], *(_cell(key, row.get(key)) for key in keys)] for row in self.history]
+        return scores + html_table("epochs", rows, ["epoch", *(EPOCH_COLUMNS[key] for key in keys)])
+
+
+def _cell(key: str, value: Any) -> str | None:
+    if value is None:
+        return None
+    return percent(value) if key.endswith("acc1") else f"{value:.4g}"
 
 
 @float32_default()
@@ -154,6 +170,7 @@ def _fit(
     with fail_together(accelerator):
         tracking = Tracking(accelerator, config, run.path)
     epochs = config.train.epochs
+    estimate = Estimate(progress, trainer.steps, epochs)
     last_saved = time.monotonic()
 
     def save() -> None:
@@ -176,6 +193,7 @@ def _fit(
     with StopRequest() as stop:
 
         def after_step() -> None:
+            estimate.step(trainer.state.step, epochs - trainer.state.epoch)
             if trainer.state.step % _LOOK_EVERY and accelerator.num_processes > 1:
                 return
             late = (
@@ -204,6 +222,7 @@ def _fit(
                         changed = trainer.refresh_mapping(f"{where} counting")
                     if changed is not None:
                         state.row["mapping_changed"] = changed
+            estimate.begin(state.step)
             with clock("training"):
                 state.row |= trainer.train_epoch(f"{where} training", after_step)
             ends = epoch + 1 == epochs or not trainer.queries.epoch_allowed(epoch + 1)

@@ -15,6 +15,9 @@ EXIT_CODE = 75  # "try again later": started again with --resume auto, the run g
 class Interrupted(Exception):
     """A run was asked to stop and has saved; the message says how to go on."""
 
+    def _render_traceback_(self) -> list[str]:  # what a notebook shows
+        return [str(self)]
+
 
 class StopRequest:
     """A context that notes SIGTERM and SIGINT. A second signal, more than a second after the first, ends the process at

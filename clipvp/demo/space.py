@@ -1,0 +1,99 @@
+"""The files of a hub Space that serves the demo of a prompt."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from .. import __version__
+from ..artifact.format import find_artifact, read_config
+from ..files import write_text
+from ..registry import UserError
+
+_APP = '''"""The demo of {title}."""
+
+from clipvp.demo import open_demo
+
+open_demo({prompts}, host="0.0.0.0")
+'''
+_README = """---
+title: {title}
+emoji: 🖼️
+colorFrom: blue
+colorTo: gray
+sdk: gradio
+sdk_version: {gradio}
+app_file: app.py
+pinned: false
+{models}---
+
+A visual prompt of [clipvp]: drop an image, and see what the source model sees, the classes with their scores, and the
+source labels or texts behind them. The source {sources} is loaded as it is; the prompt alone was trained.
+
+[clipvp]: https://pypi.org/project/clipvp/
+"""
+
+
+def write_space(prompts: Sequence[str], folder: Path) -> list[Path]:
+    """Write app.py, requirements.txt, README.md and the prompts that are folders here.
+
+    Args:
+        prompts: Folders, which are copied, or hub ids.
+        folder: Made where it is missing; it must not hold a Space already.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UserError: A prompt is missing, its source is a local folder, or the folder holds a file of the same name.
+    """
+    found = [find_artifact(prompt) for prompt in prompts]
+    sources = list(dict.fromkeys(read_config(path)["source"]["name"] for path in found))
+    for source in sources:
+        if "local-dir:" in source or Path(source.partition(":")[2]).expanduser().exists():
+            raise UserError(
+                f"the source {source!r} is a folder of this machine; a Space loads it from the hub"
+            )
+    named, copied = [], {}
+    for place, (prompt, path) in enumerate(zip(prompts, found, strict=True)):
+        if Path(prompt).expanduser().is_dir():
+            named.append("prompt" if len(prompts) == 1 else f"prompts/{_plain_name(prompt)}-{place + 1}")
+            copied[named[-1]] = path
+        else:
+            named.append(str(prompt))
+    title = _plain_name(prompts[0]) if len(prompts) == 1 else f"{len(prompts)} visual prompts"
+    hub = [prompt for prompt in named if prompt not in copied]
+    extras = "demo,offline" if any(source.startswith("offline:") for source in sources) else "demo"
+    try:
+        gradio = metadata.version("gradio")
+    except metadata.PackageNotFoundError:
+        gradio = "6.0.0"
+    models = "models:\n" + "".join(f"- {prompt}\n" for prompt in hub) if hub else ""
+    texts = {
+        "app.py": _APP.format(title=title, prompts=json.dumps(named)),
+        "requirements.txt": f"clipvp[{extras}]=={__version__}\n",
+        "README.md": _README.format(
+            title=json.dumps(title),
+            gradio=gradio,
+            models=models,
+            sources=", ".join(f"`{name}`" for name in sources),
+        ),
+    }
+    for name in (*texts, *copied):
+        if (folder / name).exists():
+            raise UserError(f"{str(folder / name)!r} is there already; give another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    for name, path in copied.items():
+        shutil.copytree(path, folder / name)
+    return [folder / name for name in (*texts, *copied)]
+
+
+def _plain_name(prompt: str) -> str:
+    """Return a name for people: of runs/mine/prompt that is mine."""
+    parts = [part for part in Path(prompt).parts if part not in ("prompt", "prompt_average", "/")]
+    return parts[-1] if parts else "prompt"
