@@ -3,6 +3,23 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what type checkers and editors see; the test of the names compares it with _HOMES
+    from .build import build_classifier as build_classifier
+    from .comparison.compare import Comparison as Comparison
+    from .comparison.compare import compare as compare
+    from .config.schema import RunConfig as RunConfig
+    from .data.task import Task as Task
+    from .data.task import load_task as load_task
+    from .model import PromptedClassifier as PromptedClassifier
+    from .registry import UserError as UserError
+    from .scoring.scores import EvalResult as EvalResult
+    from .scoring.scores import evaluate as evaluate
+    from .sources.base import Source as Source
+    from .sources.load import load_source as load_source
+    from .training.fit import FitResult as FitResult
+    from .training.fit import fit as fit
 
 _HOMES = {
     "RunConfig": "config.schema",
@@ -24,7 +41,7 @@ __all__ = sorted(_HOMES)
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     # torch and the model libraries load at the first use of a name, so that --help is instant
     if name not in _HOMES:
         raise AttributeError(f"module 'clipvp' has no attribute {name!r}")

@@ -65,7 +65,9 @@ def text_label_space(
 def text_bank(config: MappingConfig, names: Sequence[str], seed: int) -> Bank:
     """Return the texts that ``mapping.texts`` describes for the names of classes as texts spell them."""
     templates = resolve_templates(config.templates) if config.templates else ()
-    return read_bank(config.texts, names, templates=templates, per_class=config.texts_per_class, seed=seed)
+    return read_bank(
+        config.texts or {}, names, templates=templates, per_class=config.texts_per_class, seed=seed
+    )
 
 
 @float32_default()

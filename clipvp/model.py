@@ -80,7 +80,7 @@ class PromptedClassifier(nn.Module):
 
     def _repr_html_(self) -> str:
         height, width = self.source.canvas
-        rows = [
+        rows: list[list[Any]] = [
             ["source", f"{self.source.name} at {height} x {width}"],
             ["prompt", self.prompt.kind],
             ["mapping", self.mapping.kind],
@@ -186,7 +186,7 @@ class PromptedClassifier(nn.Module):
         if folded.mapping.takes == "logits":
             what = f"{self.mapping.kind} mapping" if self.prompt.views == 1 else f"{self.prompt.kind} prompt"
             raise UserError(f"the {what} of {self.source.name!r} cannot be folded")
-        source = folded.source.without_texts() if self.source.labels.is_text else folded.source
+        source = folded.source.without_texts() if self.source.labels.is_text else folded.source  # type: ignore[operator]
         classifier = PromptedClassifier(
             self.prompt, source, folded.mapping, self.class_names, self.share_border, self.reading
         )

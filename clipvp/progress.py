@@ -152,7 +152,7 @@ class Bar:
     def __enter__(self) -> Bar:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.close()
 
     def advance(self, count: int, values: Callable[[], dict[str, float]] | None = None) -> None:

@@ -119,7 +119,7 @@ class Registry:
         file = getattr(sys.modules.get(module), "__file__", None)
         return Path(file).name if file and "." not in module else module
 
-    def register(self, name: str, entry: Any = None, *, config: type | None = None):
+    def register(self, name: str, entry: Any = None, *, config: type | None = None) -> Any:
         """Add an entry, as a call or as a decorator; a name that is taken is refused.
 
         Args:
@@ -132,7 +132,7 @@ class Registry:
         if name in self:
             raise ValueError(f"{self.what} {name!r} is registered already")
         if isinstance(entry, type):
-            entry.kind = name
+            entry.kind = name  # type: ignore[attr-defined]
         self._loaded[name], self._configs[name] = entry, config
         return entry
 
@@ -154,6 +154,7 @@ def _class_alone(module: str, name: str) -> Any:
         return getattr(sys.modules[module], name)
     package = module.rpartition(".")[0]
     spec = find_spec(module)
+    assert spec is not None and spec.origin is not None  # of a built-in entry
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     # Named after the package, which is imported: dataclasses look their module up.
     space: dict[str, Any] = {"__name__": package, "__package__": package}

@@ -137,6 +137,16 @@ def test_names_and_configs_load_nothing_heavy():
     assert done.returncode == 0 and done.stdout.split() == [], done.stdout + done.stderr
 
 
+def test_type_checkers_see_the_public_names():
+    import clipvp
+
+    checked = next(
+        node for node in ast.parse((PACKAGE / "__init__.py").read_text()).body if isinstance(node, ast.If)
+    )
+    seen = {name.asname: node.module for node in checked.body for name in node.names}
+    assert seen == clipvp._HOMES and (PACKAGE / "py.typed").exists()
+
+
 def test_the_public_names_exist_and_load_when_asked():
     done = run_python(
         "import clipvp\n" + LOADED + "\nfor name in dir(clipvp): assert getattr(clipvp, name), name"

@@ -74,7 +74,7 @@ def prepare_console() -> None:
 
 
 @wraps(config_parse.parse)
-def parse(*args, **options):
+def parse(*args: Any, **options: Any) -> Any:
     prepare_console()
     with user_errors():
         return config_parse.parse(*args, **options)

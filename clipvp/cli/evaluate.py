@@ -38,7 +38,7 @@ class EvaluateConfig:
     json: str | None = None
     plugins: list[str] = field(default_factory=list)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.split is not None:
             check_choice("split", self.split, ["train", "val", "test", "all"])
         check_choice("among", self.among, ["prompt", "task"])

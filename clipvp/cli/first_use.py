@@ -62,7 +62,7 @@ def first_settings(config: RunConfig, task: Task, given: Collection[str]) -> tup
     small = side is not None and side <= _SMALL_IMAGE
     if small and "source.canvas" not in given:
         values["source"]["canvas"] = _SMALL_CANVAS
-    chosen = from_dict(values)
+    chosen: RunConfig = from_dict(values)
     canvas = chosen.source.canvas or "its own size"
     size = f"; images are about {side} pixels" if side is not None else ""
     return chosen, (
@@ -89,6 +89,8 @@ def _usual_side(task: Task) -> int | None:
     from ..images import to_rgb
 
     images, sides = task.train, []
+    if images is None:
+        return None
     for row in range(0, len(images), max(1, len(images) // _LOOKED_AT)):
         with suppress(Exception):  # reading all of them says which cannot be read
             sides.append(max(to_rgb(images.item(row), images.item_name(row)).size))

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.util import module_from_spec, spec_from_file_location
+from typing import NoReturn
 
 from .. import __version__
 from ..config.parse import with_underscores
@@ -21,7 +22,7 @@ from .command_line import fail, prepare_console, user_errors
 class _Parser(argparse.ArgumentParser):
     """A parser whose complaint is one line."""
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         fail(f"{message}; see {self.prog} --help")
 
 
@@ -148,6 +149,7 @@ def _port(text: str) -> int:
 def run_recipe(name: str, arguments: Sequence[str]) -> None:
     """Run a recipe as ``python recipes/NAME.py`` does: its folder is searched for what it imports."""
     spec = spec_from_file_location(f"clipvp_recipe_{name}", FOLDER / f"{name}.py")
+    assert spec is not None and spec.loader is not None  # as of any Python file
     module = sys.modules[spec.name] = module_from_spec(spec)
     before = sys.argv, sys.path[:]
     sys.argv = [f"clipvp {name}", *arguments]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -282,7 +283,7 @@ def report(runs: list[str], output: str | None) -> None:
     print(write_page(folders, Path(output).expanduser() if output else None))
 
 
-VERBS = {
+VERBS: dict[str, Callable[..., None]] = {
     "predict": predict,
     "show": show,
     "map": show_mapping,

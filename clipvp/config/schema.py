@@ -90,7 +90,7 @@ class Section(NamedTuple):
 class _Choice:  # a dataclass, as jsonargparse wants of the bases of one
     """Base of sections whose keys depend on a choice: ``PromptConfig(kind="border")`` is a ``BorderConfig``."""
 
-    def __new__(cls, *given: Any, **values: Any):
+    def __new__(cls, *given: Any, **values: Any) -> Any:
         section = next((section for section in SECTIONS.values() if section.base is cls), None)
         if section is None:  # the dataclass of one choice
             return super().__new__(cls)
@@ -126,7 +126,7 @@ class SourceConfig(_Choice):
     local_files_only: bool = False
     outputs: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.outputs is not None:
             check_choice("source.outputs", self.outputs, ["logits", "features"])
         check_choice("source.precision", self.precision, ["fp32", "bf16", "fp16"])
@@ -154,7 +154,7 @@ class PromptConfig(_Choice):
     views: int = 1
     view_by: str = "clusters"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         PROMPTS.check(self.kind)
         check_positive("prompt.views", self.views)
         check_choice("prompt.view_by", self.view_by, ["clusters", "groups"])
@@ -184,7 +184,7 @@ class MappingConfig(_Choice):
     texts_per_class: int | None = None
     class_names: str | list[str] | dict[str, str] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         MAPPINGS.check(self.kind)
         check_positive("mapping.texts_per_class", self.texts_per_class)
         if self.texts_per_class and not self.texts:
@@ -253,7 +253,7 @@ class DataConfig(_Choice):
     cache_dir: str | None = None
     cache_side: int = 256
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choice("data.on_error", self.on_error, ["raise", "skip"])
         check_choice("data.classes", self.classes, ["all", "base", "new"])
         check_choice("data.names", self.names, ["own", "reference"])
@@ -299,7 +299,7 @@ class OptimConfig(_Choice):
     warmup: float = 0.0
     groups: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         OPTIMIZERS.check(self.name)
         schedules = ["multistep", "cosine", "cosine_epoch", "power", "polynomial", "constant"]
         check_choice("optim.schedule", self.schedule, schedules)
@@ -384,7 +384,7 @@ class TrainConfig(_Choice):
     progress: bool = True
     report_to: list[str] = field(default_factory=list)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for tracker in self.report_to:
             check_choice("train.report_to", tracker, TRACKERS)
         check_choice("train.augment", self.augment, AUGMENTATIONS.names())
@@ -449,7 +449,7 @@ class RunConfig:
     overwrite: bool = False
     plugins: list[str] = field(default_factory=list)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choice("resume", self.resume, ["auto", NEVER])
         if self.output is None:
             data = Path(re.split(r"[/\\\\]", self.data.name.rstrip("/\\"))[-1]).stem or "task"

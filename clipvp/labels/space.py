@@ -35,7 +35,7 @@ class LabelSpace:
     wording_of: tuple[int, ...] = ()
     groups: tuple[str, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         size = len(self.names)
         if self.class_names and not len(self.class_of) == len(self.wording_of) == size:
             raise ValueError(f"{size} texts need a class and a wording each")
@@ -122,7 +122,10 @@ class LabelSpace:
         _check_class_names(list(texts))
         wordings = list(dict.fromkeys(text for own in texts.values() for text in own))
         place = {wording: index for index, wording in enumerate(wordings)}
-        names, class_of, wording_of, group_of = [], [], [], []
+        names: list[str] = []
+        class_of: list[int] = []
+        wording_of: list[int] = []
+        group_of: list[str] = []
         for index, (name, own) in enumerate(texts.items()):
             if not own or not all(text.strip() for text in own):
                 raise UserError(f"class {name!r} has {'an empty text' if own else 'no texts'}")
@@ -147,10 +150,13 @@ class LabelSpace:
         empty = [name for target, name in enumerate(self.class_names) if target not in left]
         if empty:
             raise UserError(f"class {empty[0]!r} has no text that is short enough for the model")
-        fields = (self.names, self.class_of, self.wording_of, self.groups or self.names)
-        names, class_of, wording_of, groups = (tuple(values[place] for place in kept) for values in fields)
         return LabelSpace(
-            names, self.class_names, class_of, self.wordings, wording_of, groups if self.groups else ()
+            tuple(self.names[place] for place in kept),
+            self.class_names,
+            tuple(self.class_of[place] for place in kept),
+            self.wordings,
+            tuple(self.wording_of[place] for place in kept),
+            tuple(self.groups[place] for place in kept) if self.groups else (),
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from torch import Tensor
 # Entries that wait to be summed by cell; 16 bytes each. They wait in one buffer: a tensor for each batch would be
 # allocated between the logits of two batches, and the memory of the logits could not be used again.
 _MOST_WAITING = 1 << 18
+
+
+OneStatistic = TypeVar("OneStatistic", bound="Statistic")
 
 
 class Statistic(ABC):
@@ -185,7 +189,7 @@ class SoftCounts(CellSums):
         self.add_cells((labels * self.num_target + targets[:, None]).flatten(), values.flatten())
 
 
-def sum_over_processes(own: Statistic, empty: Statistic) -> Statistic:
+def sum_over_processes(own: OneStatistic, empty: OneStatistic) -> OneStatistic:
     """Return the sum of the statistics of all processes, in ``empty``; every process must call it."""
     from accelerate.utils import gather_object
 

@@ -120,6 +120,9 @@ class Source(nn.Module):
     has_logits = True
     gives_gradient = True
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         network: nn.Module,

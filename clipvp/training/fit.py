@@ -97,7 +97,7 @@ def fit(
     """
     accelerator = accelerator or Accelerator()
     _check_launch(accelerator)
-    run = RunFolder(config.output, writes=accelerator.is_main_process)
+    run = RunFolder(str(config.output), writes=accelerator.is_main_process)
     with fail_together(accelerator):
         if config.train.patience and (task.val is None or config.train.protocol != "val"):
             raise UserError("train.patience needs validation images; this run has none")
@@ -262,10 +262,10 @@ def _fit(
         test = {"last": trainer.score("test", "testing the last prompt")}
         average = trainer.average_state() if config.train.average else None
         if average is not None:
-            last = copied(classifier.trained_state())
+            kept = copied(classifier.trained_state())
             classifier.load_trained_state(average)
             test["average"] = trainer.score("test", "testing the average")
-            classifier.load_trained_state(last)
+            classifier.load_trained_state(kept)
         if state.best is not None:
             classifier.load_trained_state(trainer.best_state)
             same = state.best["epoch"] == state.epoch
@@ -279,7 +279,11 @@ def _fit(
         if classifier.source_is_frozen:
             _save_prompts(classifier, run, results, average, test)
         if run.writes:
-            right = {f"test.{name}": pack(result.correct) for name, result in test.items()}
+            right = {
+                f"test.{name}": pack(result.correct)
+                for name, result in test.items()
+                if result.correct is not None
+            }
             if (
                 state.best is not None and "correct" in state.best
             ):  # a checkpoint of an earlier version has none
