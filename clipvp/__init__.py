@@ -37,12 +37,16 @@ _HOMES = {
     "Comparison": "comparison.compare",
     "compare": "comparison.compare",
 }
+_RENAMED: dict[str, str] = {}  # old public names and the new ones; an old one works, and warns
 __all__ = sorted(_HOMES)
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     # torch and the model libraries load at the first use of a name, so that --help is instant
+    if new := _RENAMED.get(name):
+        import_module(".registry", __name__).warn_renamed(f"clipvp.{name}", f"clipvp.{new}")
+        return __getattr__(new)
     if name not in _HOMES:
         raise AttributeError(f"module 'clipvp' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import sys
+import warnings
 from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
@@ -27,6 +28,11 @@ class UserError(ValueError):
         self,
     ) -> list[str]:  # what a notebook shows: the message, without our own lines of code
         return [f"{type(self).__name__}: {self}"]
+
+
+def warn_renamed(old: str, new: str) -> None:
+    """Warn that a name is an old one, with the new one; what it named still works."""
+    warnings.warn(f"{old} is deprecated; use {new}", FutureWarning, stacklevel=3)
 
 
 def nearest(value: str, allowed: Iterable[str]) -> str:

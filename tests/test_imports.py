@@ -160,6 +160,15 @@ def test_the_public_names_exist_and_load_when_asked():
         clipvp.no_such_name  # noqa: B018
 
 
+def test_an_old_public_name_works_and_warns_with_the_new_one(monkeypatch):
+    import clipvp
+
+    monkeypatch.setitem(clipvp._RENAMED, "train", "fit")
+    with pytest.warns(FutureWarning, match="clipvp.train is deprecated; use clipvp.fit") as found:
+        assert clipvp.train is clipvp.fit
+    assert found[0].filename == __file__
+
+
 HELP = f"""
 import runpy, sys
 sys.argv = [sys.argv[1], "--help"]
