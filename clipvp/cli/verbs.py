@@ -22,6 +22,7 @@ _SOURCES = {
     "hf:microsoft/resnet-50": "a transformers image classifier; hf:FOLDER",
     "hf:openai/clip-vit-base-patch32": "a transformers CLIP or SigLIP; hf:FOLDER",
     "open_clip:ViT-B-32-quickgelu/openai": "an open_clip model; open_clip:hf-hub:ORG/NAME; open_clip:local-dir:FOLDER",
+    "distilled:FOLDER": "a local source with a head that clipvp ares made of a service's answers",
     "onnx:FILE": "a model in an ONNX file, such as one of clipvp export; no gradient",
     "http://HOST:PORT": "a service such as clipvp serve, also https://; no gradient",
     "offline:lite0": "EfficientNet-Lite0, ImageNet-1k, out of a pip package",

@@ -13,7 +13,7 @@ from ..labels.names import read_names
 from ..labels.space import LabelSpace
 from ..registry import UserError
 from ..sharing import put_together
-from .base import Preprocessing, SharedBorder, Source
+from .base import PixelsInParts, Preprocessing, Source
 
 SMALLEST = 1e-12  # of a probability, whose logarithm is the logit
 _TOLERANCE = 1e-3  # of a sum of probabilities
@@ -54,9 +54,10 @@ class BlackBoxSource(Source):
     ):
         super().__init__(_Answers(answer), labels, preprocessing, fingerprint=fingerprint, **options)
 
-    def run_network(self, pixels: Tensor | SharedBorder, compiled: bool = True) -> Tensor:
-        if isinstance(pixels, SharedBorder):
-            pixels = put_together(pixels.surroundings, pixels.images, pixels.box)
+    def run_network(self, pixels: Tensor | PixelsInParts, compiled: bool = True) -> Tensor:
+        if isinstance(pixels, PixelsInParts):
+            around = pixels.surroundings
+            pixels = pixels.images if around is None else put_together(around, pixels.images, pixels.box)
         return self.network(self.normalize(pixels))
 
     def compile_network(self) -> None:
