@@ -19,6 +19,7 @@ from clipvp.data.batches import Batches, epoch_order
 from clipvp.labels.space import LabelSpace
 from clipvp.mappings.assignment import assign_greedy, assign_optimal
 from clipvp.mappings.base import LabelMapping, Links
+from clipvp.mappings.dga import DgaMapping
 from clipvp.mappings.folded import FoldedMapping
 from clipvp.mappings.frequency import FrequencyMapping
 from clipvp.mappings.identity import IdentityMapping
@@ -315,6 +316,7 @@ def fitted(kind: str, seed: int = 5) -> LabelMapping:
         "semantic": lambda: RandomMapping(8, 3, seed),  # of a text tower: as any mapping of one label a class
         "folded": lambda: FoldedMapping.of(RandomMapping(8, 3, seed), torch.ones(8, 6), torch.ones(8), True),
         "prototypes": lambda: PrototypesMapping(6, 3, "means"),
+        "dga": lambda: DgaMapping(8, 3, num_features=8),
         "text_mixing": lambda: TextMixingMapping(8, 3),
         "text_counts": lambda: TextCountsMapping(8, 3),
         "text_pool": lambda: TextPoolMapping(8, 3),
@@ -330,7 +332,7 @@ def fitted(kind: str, seed: int = 5) -> LabelMapping:
     return mapping
 
 
-NOT_OF_LOGITS = {"linear", "logistic", "prototypes", "folded", "tip_adapter", "lp_plus_plus"}
+NOT_OF_LOGITS = {"linear", "logistic", "prototypes", "folded", "tip_adapter", "lp_plus_plus", "dga"}
 
 
 @pytest.mark.parametrize("kind", MAPPINGS.names())
@@ -350,7 +352,8 @@ def test_settings_and_state_build_every_mapping_again(kind):
     mapping = fitted(kind)
     again = type(mapping)(**json.loads(json.dumps(mapping.settings)))
     again.load_state_dict(mapping.state_dict())
-    logits = torch.randn(4, mapping.num_source)
+    views = (mapping.views,) if mapping.views > 1 else ()
+    logits = torch.randn(4, *views, mapping.num_source)
     assert torch.equal(again(logits), mapping(logits)) and again.settings == mapping.settings
     labels, names = LabelSpace(tuple("abcdefgh")), list("ceg")
     assert rows_of(again, labels, names) == rows_of(mapping, labels, names)
