@@ -19,7 +19,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "pages").rglob("*.md"))]
 BLOCK = re.compile(r"^(<!-- not run[^\n]*\n)?```(bash|python)\n(.*?)^```", flags=re.S | re.M)
 # Verbs that train, and what makes them quick; a later option overrides an earlier one.
 QUICK = "--train.epochs 1 --train.batch_size 8 --data.max_train 24 --data.shots null --data.max_test 12"
-QUICK += " --source.canvas 48"
+QUICK += " --source.canvas 72"
 TRAINS = {"train"}
 
 
