@@ -81,9 +81,18 @@ def decode_text(content: bytes) -> str:
 
 def list_features(cache_dir: str | Path | None = None) -> list[CacheEntry]:
     """Return the folders of cached features, the largest first."""
-    folders = (folder for folder in (cache_root(cache_dir) / "features").glob("*") if folder.is_dir())
+    return _list_folders("features", cache_dir)
+
+
+def list_cores(cache_dir: str | Path | None = None) -> list[CacheEntry]:
+    """Return the folders of cached cores, the largest first."""
+    return _list_folders("cores", cache_dir)
+
+
+def _list_folders(kind: str, cache_dir: str | Path | None) -> list[CacheEntry]:
+    folders = (folder for folder in (cache_root(cache_dir) / kind).glob("*") if folder.is_dir())
     sizes = {folder: sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) for folder in folders}
-    entries = [CacheEntry("features", folder.name, folder, size) for folder, size in sizes.items()]
+    entries = [CacheEntry(kind, folder.name, folder, size) for folder, size in sizes.items()]
     return sorted(entries, key=lambda entry: -entry.num_bytes)
 
 

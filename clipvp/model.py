@@ -24,6 +24,7 @@ from .notebook import html_table
 from .prompts.base import VisualPrompt
 from .registry import UserError, check_choice, check_positive
 from .results.tables import MAPPING_COLUMNS, MOST_LINKS, mapping_rows, mapping_text, scores_table
+from .sharing import CoreTape
 from .sources.base import PixelsInParts, Source
 
 
@@ -106,35 +107,41 @@ class PromptedClassifier(nn.Module):
     def device(self) -> torch.device:
         return self.source.mean.device
 
-    def source_outputs(self, images: Tensor) -> Tensor:
+    def source_outputs(self, images: Tensor, tape: CoreTape | None = None) -> Tensor:
         """Return what the mapping takes of images (B, 3, h, w) in [0, 1]: logits (B, S), those of several views
-        (B, V, S), or features (B, D), float32."""
-        parts = [self._view_outputs(part, images) for part in self.prompt.parts()]
+        (B, V, S), or features (B, D), float32.
+
+        Args:
+            images: The same under each prompt.
+            tape: What the source reads of the pixels that the prompt does not reach, to be recorded or played.
+        """
+        parts = [self._view_outputs(part, images, tape) for part in self.prompt.parts()]
         return self.prompt.merge(parts[0] if len(parts) == 1 else torch.cat(parts))
 
-    def _view_outputs(self, prompt: VisualPrompt, images: Tensor) -> Tensor:
+    def _view_outputs(self, prompt: VisualPrompt, images: Tensor, tape: CoreTape | None) -> Tensor:
         """Return what the source gives of images under one prompt, with less work where the prompt allows it."""
-        pixels = (
-            self._pixels_in_parts(prompt, images) if self.share_border and self.source_is_frozen else None
-        )
+        pixels = None
+        if self.share_border and self.source_is_frozen:
+            pixels = self._pixels_in_parts(prompt, images, tape)
         pixels = prompt(images) if pixels is None else pixels
         return self.source.encode(pixels) if self.source.outputs == "features" else self.source(pixels)
 
-    def _pixels_in_parts(self, prompt: VisualPrompt, images: Tensor) -> PixelsInParts | None:
+    def _pixels_in_parts(
+        self, prompt: VisualPrompt, images: Tensor, tape: CoreTape | None
+    ) -> PixelsInParts | None:
         """Return the prompted pixels in parts; None where nothing is gained by it."""
         common, acting = prompt.surroundings(), prompt.acts_on()
         if common is not None:
             made_from = (*prompt.parameters(), *prompt.buffers())
-            return PixelsInParts(
-                common[0], prompt.inside(images), common[1], made_from, acting[1] if acting else None
-            )
-        if acting is None or not torch.is_grad_enabled() or self.source.is_compiled:
+            core = acting[1] if acting else None
+            return PixelsInParts(common[0], prompt.inside(images), common[1], made_from, core, tape)
+        if acting is None or self.source.is_compiled or not (torch.is_grad_enabled() or tape is not None):
             return None
         pixels, (box, core) = prompt(images), acting
         if box == (0, 0, *prompt.canvas):
-            return PixelsInParts(None, pixels, box, core=core)
+            return PixelsInParts(None, pixels, box, core=core, tape=tape)
         top, left, bottom, right = box
-        return PixelsInParts(pixels, pixels[:, :, top:bottom, left:right], box, core=core)
+        return PixelsInParts(pixels, pixels[:, :, top:bottom, left:right], box, core=core, tape=tape)
 
     def plain_features(self, images: Tensor) -> Tensor:
         """Return the source's features (B, D) of images (B, 3, h, w) without the prompt, enlarged to the canvas."""

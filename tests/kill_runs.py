@@ -16,7 +16,7 @@ from clipvp import build_classifier, fit, load_task
 from clipvp.config.parse import parse
 from clipvp.progress import Clock
 
-PHASES = ["data", "counting", "training", "validating", "saving", "testing"]
+PHASES = ["data", "core", "counting", "training", "validating", "saving", "testing"]
 _FINISHED = 255
 
 

@@ -92,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     cache.add_argument("--list", dest="shown", action="store_true", help="list them (unless --clear)")
     cache.add_argument("--clear", action="store_true", help="remove them; they are made again when needed")
-    cache.add_argument("--only", choices=["images", "texts", "features"], help="one kind alone")
+    cache.add_argument("--only", choices=["images", "texts", "features", "cores"], help="one kind alone")
     cache.add_argument(
         "--cache_dir", metavar="FOLDER", help="where they are ($CLIPVP_CACHE, or the user's cache)"
     )

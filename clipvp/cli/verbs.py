@@ -165,10 +165,10 @@ def copy_recipe(name: str, folder: str) -> None:
 
 def cache(shown: bool, clear: bool, only: str | None, cache_dir: str | None) -> None:
     from ..data.cache import list_images
-    from ..files import cache_root, list_features, remove_entries
+    from ..files import cache_root, list_cores, list_features, remove_entries
     from ..sources.text import list_texts
 
-    kinds = {"images": list_images, "texts": list_texts, "features": list_features}
+    kinds = {"images": list_images, "texts": list_texts, "features": list_features, "cores": list_cores}
     entries = [entry for kind in ([only] if only else kinds) for entry in kinds[kind](cache_dir)]
     if shown or not clear:
         print(f"cache in {cache_root(cache_dir)}" + ("" if entries else ": empty"))
@@ -177,7 +177,9 @@ def cache(shown: bool, clear: bool, only: str | None, cache_dir: str | None) -> 
             total = f"{sum(entry.num_bytes for entry in entries) / 1e6:.1f}"
             _print_table([*rows, ["total", "", total, ""]], ["kind", "what", "MB", "entry"], "llrl")
     if clear:
-        print(f"removed {remove_entries(entries) / 1e6:.1f} MB of {only or 'images, texts and features'}")
+        print(
+            f"removed {remove_entries(entries) / 1e6:.1f} MB of {only or 'images, texts, features and cores'}"
+        )
 
 
 def env() -> None:

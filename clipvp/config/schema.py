@@ -362,6 +362,9 @@ class TrainConfig(_Choice):
         save_every: Epochs between two checkpoints; where epochs touch no image, at least ten seconds are between them.
         save_minutes: Minutes between two checkpoints within an epoch; none when empty.
         keep: Checkpoints kept.
+        keep_core: Where to keep what the source computes of the training images where no prompt pixel reaches, so that
+            it is computed once for all epochs: memory, disk, off, or auto (memory on a CPU, where it fits and pays).
+            Without augmentation alone; exact up to rounding.
         progress: Show progress bars.
         report_to: Experiment trackers that get each epoch's numbers, such as [tensorboard, wandb]; none by default.
     """
@@ -381,6 +384,7 @@ class TrainConfig(_Choice):
     save_every: int = 1
     save_minutes: float | None = None
     keep: int = 2
+    keep_core: str = "auto"
     progress: bool = True
     report_to: list[str] = field(default_factory=list)
 
@@ -390,6 +394,7 @@ class TrainConfig(_Choice):
         check_choice("train.augment", self.augment, AUGMENTATIONS.names())
         GRADIENTS.check(self.gradient)
         check_choice("train.protocol", self.protocol, ["val", "paper"])
+        check_choice("train.keep_core", self.keep_core, ["auto", "off", "memory", "disk"])
         for name in (
             "epochs",
             "batch_size",

@@ -36,7 +36,15 @@ _NOT_COMPUTED = (
     "prompt.share_border",
 ) + tuple(
     f"train.{name}"
-    for name in ("gradient_accumulation_steps", "progress", "keep", "save_every", "save_minutes", "report_to")
+    for name in (
+        "gradient_accumulation_steps",
+        "progress",
+        "keep",
+        "save_every",
+        "save_minutes",
+        "report_to",
+        "keep_core",
+    )
 )
 
 

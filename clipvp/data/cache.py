@@ -57,16 +57,20 @@ class Entry:
         resize: Resize | Shrink,
     ):
         identity = {"format": FORMAT, "fingerprint": fingerprint, "count": count, "resize": resize.to_dict()}
-        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
-        self.folder = cache_root(cache_dir) / "images" / key
+        self._any_size = isinstance(resize, Shrink)
+        if isinstance(resize, Shrink):
+            shape = (count, -(-(_HEAD + 3 * resize.most_pixels) // _PAGE) * _PAGE)
+        else:
+            shape = (count, *resize.size, 3)
+        self._open(cache_root(cache_dir) / "images", name, identity, shape)
+
+    def _open(self, parent: Path, name: str, identity: dict[str, Any], shape: tuple[int, ...]) -> None:
+        """Open the entry of an identity below ``parent``: rows of bytes of this shape."""
+        self.folder = parent / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
         self.folder.mkdir(parents=True, exist_ok=True)
         with suppress(OSError):  # a read-only cache is tidied by its owner
             remove_asides(self.folder, older_than=ABANDONED)
-        self._any_size = isinstance(resize, Shrink)
-        if isinstance(resize, Shrink):
-            self._shape = (count, -(-(_HEAD + 3 * resize.most_pixels) // _PAGE) * _PAGE)
-        else:
-            self._shape = (count, *resize.size, 3)
+        self._shape = shape
         known = _read_json(self.folder / "entry.json")
         if {field: known.get(field) for field in identity} != identity:
             for file in ("pixels.u8", "crc.u64"):  # of another entry or damaged
@@ -74,12 +78,12 @@ class Entry:
             write_json(self.folder / "entry.json", {"name": name, **identity})
         self._pixels = _open_sized(self.folder / "pixels.u8", math.prod(self._shape))
         try:
-            self._crcs = _open_sized(self.folder / "crc.u64", count * 8)
+            self._crcs = _open_sized(self.folder / "crc.u64", shape[0] * 8)
         except OSError:
             self._pixels.close()
             raise
         # Mapped through the open file, not the path: a concurrent rebuild may put another file there.
-        self._crc_of = np.asarray(np.memmap(self._crcs, "<u8", mode="c", shape=(count,)))
+        self._crc_of = np.asarray(np.memmap(self._crcs, "<u8", mode="c", shape=shape[:1]))
 
     def __enter__(self) -> Entry:
         return self
@@ -126,6 +130,24 @@ class Entry:
         # The system counts a private map that can be written to as memory, which a file full of holes may exceed.
         mode = "r" if self._any_size else "c"
         return np.asarray(np.memmap(self._pixels, np.uint8, mode=mode, shape=self._shape))
+
+
+class CoreEntry(Entry):
+    """What a source computes of the images of a split where no prompt pixel reaches: rows of bytes, one an image.
+
+    Args:
+        cache_dir: See ``cache_root``.
+        name: What the data set is called, for people.
+        identity: Everything that decides the values, ready for JSON.
+        count: How many images there are.
+        num_bytes: Bytes an image.
+    """
+
+    def __init__(
+        self, cache_dir: str | Path | None, name: str, identity: dict[str, Any], count: int, num_bytes: int
+    ):
+        self._any_size = False
+        self._open(cache_root(cache_dir) / "cores", name, identity, (count, num_bytes))
 
 
 def pack(image: np.ndarray) -> np.ndarray:

@@ -5,8 +5,19 @@ map that all images share and, inside a box that grows with the receptive field,
 region lies a core that shrinks with the receptive field; no pixel of the prompt reaches it, so it needs no gradient.
 """
 
+from .core_tape import CoreTape, Read, TapeMismatch
 from .network import Held, SplitNetwork, StaleError
 from .network_pass import Limits
 from .window import Box, put_together
 
-__all__ = ["Box", "Held", "Limits", "SplitNetwork", "StaleError", "put_together"]
+__all__ = [
+    "Box",
+    "CoreTape",
+    "Held",
+    "Limits",
+    "Read",
+    "SplitNetwork",
+    "StaleError",
+    "TapeMismatch",
+    "put_together",
+]

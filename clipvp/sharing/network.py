@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from .core_tape import CoreTape, TapeMismatch
 from .network_pass import Limits, NetworkPass, ResultCache
 from .rules import RULES
 from .split_map import SplitMap
@@ -41,7 +42,12 @@ class SplitNetwork:
         self.reason: str | None = None
 
     def __call__(
-        self, shared: Tensor | Held | None, region: Tensor, box: Box, core: Box | None = None
+        self,
+        shared: Tensor | Held | None,
+        region: Tensor,
+        box: Box,
+        core: Box | None = None,
+        tape: CoreTape | None = None,
     ) -> Any:
         """Return the network's output for a batch of images in their surroundings.
 
@@ -52,6 +58,8 @@ class SplitNetwork:
             region: (B, 3, h, w), the normalised images.
             box: (top, left, bottom, right) of the images in pixels, half-open.
             core: The pixels inside the box that need no gradient: theirs is not defined.
+            tape: What passes over these images read of the core, to be recorded or played; of a single image it is not
+                used.
 
         Raises:
             ValueError: Shapes, box, dtypes or devices do not fit together.
@@ -66,17 +74,27 @@ class SplitNetwork:
         inputs = (shared, region)
         differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
         batch = len(region)
-        network_pass = NetworkPass(RULES, self.limits, batch, cache, differentiable)
+        tape = tape if batch > 1 and core is not None else None
+        network_pass = NetworkPass(RULES, self.limits, batch, cache, differentiable, tape)
         per_image = shared is not None and len(shared) > 1
         # Of one image, an operand that is the same for all images cannot be told from one that is not.
-        layout = Layout(canvas, box).with_core(core if differentiable and batch > 1 else None)
+        layout = Layout(canvas, box).with_core(
+            core if (differentiable or tape is not None) and batch > 1 else None
+        )
         if per_image and not differentiable:
             layout = layout.without_outer()
         settled = network_pass.settle(layout, per_image)
         if self.reason is None and not settled.is_whole:
+            if tape is not None:
+                tape.start_pass()
             try:
                 output = self.network(_first_map(network_pass, shared, region, layout, settled))
-                return pytree.tree_map_only(SplitMap, lambda split_map: split_map.whole, output)
+                output = pytree.tree_map_only(SplitMap, lambda split_map: split_map.whole, output)
+                if tape is not None:
+                    tape.end_pass()
+                return output
+            except TapeMismatch as error:
+                network_pass.reason = str(error)
             except Exception:
                 if network_pass.reason is None:
                     raise

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
+from .core_tape import CoreTape
 from .window import Layout, area
 
 
@@ -25,12 +26,14 @@ class Limits(NamedTuple):
         box_with_core: The same where there is a core.
         box_per_image: The same where each image has an outer part of its own.
         core: The smallest core that is kept apart.
+        side: In pixels, the smallest map with a core: convolutions of narrow strips of smaller ones save no time.
     """
 
     box: float = 0.7
     box_with_core: float = 0.9
     box_per_image: float = 0.4
     core: float = 0.3
+    side: int = 20
 
 
 class NetworkPass:
@@ -42,6 +45,7 @@ class NetworkPass:
         batch: Images in the pass.
         cache: The results on shared maps from earlier passes; None to compute them in every pass.
         differentiable: Whether the parts get gradients.
+        tape: Of the core; None to compute it.
 
     Attributes:
         reason: Why the pass was given up; None if it was not.
@@ -54,8 +58,9 @@ class NetworkPass:
         batch: int,
         cache: ResultCache | None,
         differentiable: bool,
+        tape: CoreTape | None = None,
     ):
-        self.rules, self.limits, self.batch = rules, limits, batch
+        self.rules, self.limits, self.batch, self.tape = rules, limits, batch, tape
         self.cache = cache
         self.differentiable = differentiable
         self.reason: str | None = None
@@ -70,11 +75,14 @@ class NetworkPass:
         whole = area(layout.whole)
         if layout.core == layout.whole:  # the prompt acts nowhere
             return layout.with_core(None)
-        if area(layout.core) < self.limits.core * whole:
+        least = self.limits.core if self.tape is None else self.tape.share
+        if area(layout.core) < least * whole or min(layout.canvas) < self.limits.side:
             layout = layout.with_core(None)
         share = area(layout.box) / whole
         if per_image:
             too_large = share > self.limits.box_per_image
+        elif layout.core is None and self.tape is not None:
+            too_large = share > self.limits.box  # a tape is read in the same order whatever the batch
         elif layout.core is None:
             too_large = (0 if self.cache else 1) + share * self.batch > self.limits.box * self.batch
         else:
@@ -98,9 +106,9 @@ class NetworkPass:
         """Return ``operator(*args, **kwargs)`` on outer parts, from the cache if it is there."""
         return self.cache.call(operator, args, kwargs) if self.cache else operator(*args, **kwargs)
 
-    def on_core(self, compute: Callable[[], Any]) -> Any:
-        """Return what an operator gives of the core."""
-        return compute()
+    def on_core(self, function: Callable, *args: Any) -> Any:
+        """Return what a function gives of the core; a core without values while a tape is played."""
+        return function(*args) if self.tape is None else self.tape.compute(function, args)
 
     def give_up(self, reason: str) -> NoReturn:
         """End the pass: the network does something that is not exact on parts."""

@@ -74,7 +74,7 @@ def _on_each(like: SplitMap, layout: Layout, operator: Callable, arguments: list
     ring = [operator(*each, **kwargs) for each in on_ring]
     core = None
     if layout.core is not None:
-        core = network_pass.on_core(lambda: operator(*on_core, **kwargs))
+        core = network_pass.on_core(partial(operator, **kwargs), *on_core)
     return like.with_parts(layout, [outer, *ring, core])
 
 
@@ -131,7 +131,7 @@ def on_parts(operator: Callable, input: SplitMap, *args: Any, axes: Axes | None 
         outer = network_pass.on_outer(operator, parts.outer, *args, **kwargs)
     ring = [operator(part, *args, **kwargs) for part in parts.ring]
     if parts.core is not None:
-        core = network_pass.on_core(lambda: operator(parts.core, *args, **kwargs))
+        core = network_pass.on_core(partial(operator, **kwargs), parts.core, *args)
     return input.mark_views(input.with_parts(input.layout, [outer, *ring, core], axes))
 
 

@@ -46,9 +46,8 @@ def slide(
     ring = [on_window(window, each) for window, each in zip(windows, layout.ring, strict=True)]
     core = None
     if layout.core is not None:
-        core = network_pass.on_core(
-            lambda: on_window(input.read_windows([how.window(layout.core)], fill)[0], layout.core)
-        )
+        window = how.window(layout.core)
+        core = network_pass.on_core(lambda: on_window(input.read_windows([window], fill)[0], layout.core))
     return input.with_parts(layout, [outer, *ring, core])
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .core_tape import crop_core, read_core
 from .network_pass import NetworkPass
 from .window import Box, Layout, Parts, read_windows
 
@@ -110,9 +111,9 @@ class SplitMap(Tensor):
     def read_windows(self, windows: Sequence[Box], fill: float = 0.0) -> list[Tensor]:
         """Return the map inside some windows, which may extend over the edges of the map."""
         if self.channel_axis == 1:
-            return read_windows(self.parts, windows, self.network_pass.batch, fill)
+            return read_windows(self.parts, windows, self.network_pass.batch, fill, read_core)
         parts = self.parts.permuted(0, 3, 1, 2)
-        found = read_windows(parts, windows, self.network_pass.batch, fill)
+        found = read_windows(parts, windows, self.network_pass.batch, fill, read_core)
         return [window.permute(0, 2, 3, 1) for window in found]
 
     def at(self, layout: Layout) -> list[Tensor | None]:
@@ -121,7 +122,14 @@ class SplitMap(Tensor):
         if layout == self.layout:
             return [self.parts.outer, *self.parts.ring, self.parts.core]
         outer = self.parts.outer if layout.has_outer else None
-        core = self.read_windows([layout.core])[0] if layout.core is not None else None
+        core = None
+        if layout.core is not None:
+            core, order = self.parts.core, (self.channel_axis, *self.axes)
+            to_first, back = (0, *order), [0] * 4
+            for place, axis in enumerate(to_first):
+                back[axis] = place
+            cropped = crop_core(core.permute(to_first), layout.core, self.layout.core[:2])
+            core = cropped.permute(tuple(back))
         return [outer, *self.read_windows(layout.ring), core]
 
     def with_parts(self, layout: Layout, found: Sequence[Any], axes: Axes | None = None) -> Any:
@@ -131,7 +139,10 @@ class SplitMap(Tensor):
         """
         first = next(part for part in found if part is not None)
         if not isinstance(first, Tensor):
-            each = zip(*(part or [None] * len(first) for part in found), strict=True)
+            each = zip(
+                *(part if isinstance(part, (tuple, list)) else [part] * len(first) for part in found),
+                strict=True,
+            )
             return tuple(self.with_parts(layout, parts, axes) for parts in each)
         outer, *ring, core = found
         per_image = outer is not None and len(outer) > 1

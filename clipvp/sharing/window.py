@@ -6,7 +6,7 @@ read. Inside the box lie the ring, up to four rectangles, and the core, one rect
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -112,7 +112,8 @@ class Parts(NamedTuple):
         outer: (1, C, H, W) or (B, C, H, W); None where the box is the whole map. Its values inside the box are ignored
             but must be finite.
         ring: (B, C, h, w), one a rectangle of ``layout.ring``.
-        core: (B, C, h, w), without gradient; None where there is none.
+        core: (B, C, h, w), without gradient, or what stands for it while a tape is played (``core_tape.py``); None
+            where there is none.
     """
 
     layout: Layout
@@ -122,8 +123,8 @@ class Parts(NamedTuple):
 
     @property
     def tensors(self) -> list[Any]:
-        """All parts that there are: outer, ring, core."""
-        return [part for part in (self.outer, *self.ring, self.core) if part is not None]
+        """All parts that are there: outer, ring, core."""
+        return [part for part in (self.outer, *self.ring, self.core) if isinstance(part, Tensor)]
 
     def permuted(self, *order: int) -> Parts:
         outer, core = (part if part is None else part.permute(order) for part in (self.outer, self.core))
@@ -217,7 +218,13 @@ def _gradient(like: tuple, gradients: Sequence[Tensor], ctx: Any, index: int) ->
     return result
 
 
-def read_windows(parts: Parts, windows: Sequence[Box], batch: int, fill: float = 0.0) -> list[Tensor]:
+def read_windows(
+    parts: Parts,
+    windows: Sequence[Box],
+    batch: int,
+    fill: float = 0.0,
+    read_core: Callable[[Any, Box, tuple[int, int]], Tensor] = view_of,
+) -> list[Tensor]:
     """Return the map inside some windows, each (B, C, height, width).
 
     Args:
@@ -225,6 +232,7 @@ def read_windows(parts: Parts, windows: Sequence[Box], batch: int, fill: float =
         windows: Boxes, which may extend over the edges of the map.
         batch: B.
         fill: The value outside the map.
+        read_core: Gives the pixels of the core in a box.
 
     Returns:
         The windows in the memory format of the parts; views of one part where a window lies inside it.
@@ -238,13 +246,13 @@ def read_windows(parts: Parts, windows: Sequence[Box], batch: int, fill: float =
             box, part = ring[around[0]], parts.ring[around[0]]
             results.append(part if box == window else view_of(part, window, box[:2]))
         elif core is not None and intersection(window, core) == window:
-            results.append(view_of(parts.core, window, core[:2]))
+            results.append(read_core(parts.core, window, core[:2]))
         else:
             missing.append(len(results))
             results.append(None)
     if missing:
         copies = [_copies(parts.layout, windows[place]) for place in missing]
-        cores = [None if each.core is None else view_of(parts.core, each.core, core[:2]) for each in copies]
+        cores = [None if each.core is None else read_core(parts.core, each.core, core[:2]) for each in copies]
         origins = [box[:2] for box in ring]
         made = _Windows.apply(copies, fill, batch, origins, cores, parts.outer, *parts.ring)
         for place, result in zip(missing, made, strict=True):

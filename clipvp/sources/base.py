@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..images import Resize
 from ..labels.space import LabelSpace
 from ..registry import UserError
-from ..sharing import Box, Held, SplitNetwork
+from ..sharing import Box, CoreTape, Held, SplitNetwork
 from .fingerprint import weights_fingerprint
 from .frozen_norms import FrozenNorms
 
@@ -72,6 +72,7 @@ class PixelsInParts:
         made_from: The tensors that ``surroundings`` was computed from, where all images share them. Without gradients a
             source keeps its work on the surroundings until one of them is written to.
         core: Inside the box, pixels that do not depend on the prompt; they get no gradient.
+        tape: What the network reads of these images' core, to be recorded or played.
     """
 
     surroundings: Tensor | None
@@ -79,6 +80,7 @@ class PixelsInParts:
     box: Box
     made_from: tuple[Tensor, ...] = ()
     core: Box | None = None
+    tape: CoreTape | None = None
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -267,7 +269,7 @@ class Source(nn.Module):
                 known = [*known[1 - _MOST_HELD :], *found]
             self._held, shared = known, found[0]
         images = self.normalize(pixels.images)
-        return self.run(self._split_network, shared, images, pixels.box, pixels.core)
+        return self.run(self._split_network, shared, images, pixels.box, pixels.core, pixels.tape)
 
     def encode(self, pixels: Tensor | PixelsInParts) -> Tensor:
         """Return features (B, D) float32: what the last linear layer is given.

@@ -32,6 +32,7 @@ from ..results.record import VISUAL_PROMPT, build_results, epoch_line, saved_res
 from ..results.tables import EPOCH_COLUMNS, SCORE_COLUMNS, percent, scores_table
 from ..scoring.scores import EvalResult
 from .checkpoint import Checkpoints
+from .cores import where_to_keep, with_cores
 from .gradients import check_gradient
 from .interrupt import Interrupted, StopRequest
 from .outputs import fixed_outputs, with_outputs
@@ -169,6 +170,10 @@ def _fit(
             clock.seconds = dict(trainer.state.seconds)
     with fail_together(accelerator):
         tracking = Tracking(accelerator, config, run.path)
+    where = where_to_keep(classifier, config.train, len(data["train"]), accelerator.device)
+    if where is not None and not fixed:
+        with clock("core"):
+            data |= with_cores(classifier, data, task, where, config.train, accelerator, progress)
     epochs = config.train.epochs
     estimate = Estimate(progress, trainer.steps, epochs)
     last_saved = time.monotonic()

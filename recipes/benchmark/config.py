@@ -15,7 +15,7 @@ PARTS = {
     "text": "loading a CLIP with its texts to be encoded, and with their embeddings on disk",
     "assignment": "greedy assignment against a loop over the whole matrix",
     "architectures": "a step of several architectures at several image sizes, with random weights",
-    "sharing": "a step of several architectures, images and frames: plain, border shared, core without gradient",
+    "sharing": "a step of several architectures, images and frames: plain, border shared, core apart, core kept",
 }
 ON_REQUEST = ("architectures", "sharing")
 ARCHITECTURES = (

@@ -1,4 +1,5 @@
-"""A step with less and less of it computed, over the bare network's: plain, border shared, core without gradient.
+"""A step with less and less of it computed, over the bare network's: plain, border shared, core without gradient, and
+core kept from the first epoch.
 
 Of frames on the image nothing is shared, so that plain and border are one. On a CPU it is the processor's time that is
 measured, which others on the machine disturb less than the clock's.
@@ -17,7 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clipvp.config.schema import PromptConfig, SourceConfig
 from clipvp.model import PromptedClassifier
+from clipvp.sharing import CoreTape
 from clipvp.sources.base import Source
+from clipvp.training.cores import Depth, best_depth, recorded
 
 from .measure import alternate, now
 from .random_weights import random_source
@@ -64,29 +67,38 @@ def _measure(setting: Setting, source: Source, prompt: PromptConfig) -> dict[str
     config, device = setting.config, setting.device
     bare = Bare(source, config.batch_size, compiled=False)
     steps: dict[str, Callable[[], Any]] = {"bare": bare.step}
-    steps |= {way: _step(setting, each) for way, each in classifiers(setting, source, prompt).items()}
+    ways = classifiers(setting, source, prompt)
+    steps |= {way: _step(setting, each) for way, each in ways.items()}
+    depth = best_depth(ways["core"])
+    if depth is not None:
+        steps["kept"] = _step(setting, ways["core"], depth)
     operations = {name: _operations(step) for name, step in steps.items()}
     clock = (lambda: now(device)) if device.type == "cuda" else time.process_time
     times = alternate(steps, device, config.seconds, config.rounds, clock=clock)
-    ways = [name for name in steps if name != "bare"]
+    measured = [name for name in steps if name != "bare"]
     return {
         "bare_seconds": times.median("bare"),
-        "over_bare": {way: times.ratio(way, "bare") for way in ways},
-        "spread": {way: times.spread(way, "bare") for way in ways},
-        "operations_over_bare": {way: operations[way] / operations["bare"] for way in ways},
+        "over_bare": {way: times.ratio(way, "bare") for way in measured},
+        "spread": {way: times.spread(way, "bare") for way in measured},
+        "operations_over_bare": {way: operations[way] / operations["bare"] for way in measured},
+        "kept_bytes_an_image": None if depth is None else depth.num_bytes,
         "rounds": times.rounds,
     }
 
 
-def _step(setting: Setting, classifier: PromptedClassifier) -> Callable[[], Tensor]:
-    """Return forward, and backward to the prompt, of a batch of noise that is there already."""
+def _step(
+    setting: Setting, classifier: PromptedClassifier, depth: Depth | None = None
+) -> Callable[[], Tensor]:
+    """Return forward, and backward to the prompt, of a batch of noise, with its core kept to a depth."""
     images, labels = setting.noise(setting.config.batch_size, classifier.prompt.image_size).take(
         torch.arange(setting.config.batch_size)
     )
-    parameters = list(classifier.prompt.parameters())
+    parameters, tape = list(classifier.prompt.parameters()), None
+    if depth is not None:
+        tape = CoreTape(depth.share, *recorded(classifier, images, depth.share))
 
     def step() -> Tensor:
-        loss = F.cross_entropy(classifier(images), labels)
+        loss = F.cross_entropy(classifier.mapping(classifier.source_outputs(images, tape)), labels)
         return torch.autograd.grad(loss, parameters)[0]
 
     return step

@@ -106,10 +106,12 @@ def _sharing(results: dict[str, Any]) -> Table:
             else None
             for way in ways
         ]
+        + [f"{row['kept_bytes_an_image'] / 1e3:.0f}" if row["kept_bytes_an_image"] else None]
         for name, rows in found.items()
         for label, row in rows.items()
     ]
-    return ["step over bare", "prompt", *ways], rows, ["in brackets: operations over the bare step's"]
+    headers = ["step over bare", "prompt", *ways, "kept, kB an image"]
+    return headers, rows, ["in brackets: operations over the bare step's"]
 
 
 def _ratio(median: float, spread: list[float]) -> str:

@@ -118,13 +118,15 @@ def test_sharing_by_architecture_and_prompt(run):
     rows = found["sharing"]["resnet10t"]
     assert set(rows) == {"image 8", "image 48", "frame 6"}  # the others do not fit the canvas
     assert "image 48" in printed and "family" in found["device"]["name"]
-    assert set(rows["image 48"]["over_bare"]) == {"plain", "border", "core"}
-    assert set(rows["frame 6"]["over_bare"]) == {"plain", "core"}
+    assert set(rows["image 48"]["over_bare"]) == {"plain", "border", "core", "kept"}
+    assert set(rows["frame 6"]["over_bare"]) == {"plain", "core", "kept"}
     for row in rows.values():
         assert all(ratio > 0 for ratio in row["over_bare"].values()) and row["rounds"] == 2
         operations = row["operations_over_bare"]
         assert operations["plain"] == pytest.approx(1, abs=0.01)
-        assert operations["core"] < operations.get("border", operations["plain"])
+        assert operations["core"] <= operations.get("border", operations["plain"])
+        assert operations.get("kept", 0) < operations["core"]
+        assert (row["kept_bytes_an_image"] is None) == ("kept" not in operations)
 
 
 @pytest.mark.parametrize(

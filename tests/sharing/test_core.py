@@ -149,7 +149,7 @@ def branched_networks(draw):
     return freeze(nn.Sequential(*layers)), canvas
 
 
-LIMITS = [ALWAYS, ALWAYS, Limits(), Limits(0.5, 0.7, 0.5, 0.1), Limits(100.0, 0.3, 100.0, 0.05)]
+LIMITS = [ALWAYS, ALWAYS, Limits(), Limits(0.5, 0.7, 0.5, 0.1, 6), Limits(100.0, 0.3, 100.0, 0.05, 0)]
 
 
 @settings(deadline=None, max_examples=60)
@@ -247,7 +247,7 @@ def test_the_ring_alone_has_a_gradient(kind):
 
 def test_a_core_that_is_too_small_is_joined():
     network = freeze(timm_network("resnet18"), dtype=torch.float32)
-    cores = [core for _, core in parts_of(network, "frame", Limits(core=0.4))]
+    cores = [core for _, core in parts_of(network, "frame", Limits(core=0.4, side=0))]
     assert all(core == 0 or core >= 0.4 for core in cores) and cores[0] > 0.4 and len(cores) < 12
 
 

@@ -14,7 +14,7 @@ from clipvp.sharing.split_map import SplitMap
 from clipvp.sharing.window import Layout, Parts, read_windows
 
 # Limits that keep maps in parts until the box is the whole map and the core is gone.
-ALWAYS = Limits(100.0, 100.0, 100.0, 0.0)
+ALWAYS = Limits(100.0, 100.0, 100.0, 0.0, 0)
 few = settings(deadline=None, max_examples=60)
 
 
