@@ -8,6 +8,7 @@ region lies a core that shrinks with the receptive field; no pixel of the prompt
 from .core_tape import CoreTape, Read, TapeMismatch
 from .network import Held, SplitNetwork, StaleError
 from .network_pass import Limits
+from .operations import count_operations
 from .window import Box, put_together
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "SplitNetwork",
     "StaleError",
     "TapeMismatch",
+    "count_operations",
     "put_together",
 ]

@@ -10,6 +10,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..config.schema import TrainConfig
 from ..data.batches import Batches
@@ -27,7 +27,7 @@ from ..data.sets import ImageSet
 from ..data.task import Task
 from ..model import PromptedClassifier
 from ..progress import Progress
-from ..sharing import CoreTape, Read
+from ..sharing import CoreTape, Read, count_operations
 
 BATCH = 32  # images at a time while building, whatever the run's batch size: rounding depends on it
 _SHARES = (0.1, 0.2, 0.3, 0.45)  # of a map, the smallest core that is kept apart: each is another depth
@@ -163,13 +163,13 @@ def best_depth(classifier: PromptedClassifier, most_bytes: float = float("inf"))
     """
     classifier.eval()
     images = torch.zeros(2, 3, *classifier.prompt.image_size, device=classifier.device)
-    whole = _operations(lambda: classifier.source_outputs(images))
+    whole = count_operations(lambda: classifier.source_outputs(images))
     depths = []
     for share in _SHARES:
         plan, values = recorded(classifier, images, share)
         if plan:
-            tape = CoreTape(share, plan, values)
-            depths.append(Depth(share, plan, _operations(lambda: classifier.source_outputs(images, tape))))  # noqa: B023
+            play = partial(classifier.source_outputs, images, CoreTape(share, plan, values))
+            depths.append(Depth(share, plan, count_operations(play)))
     fitting = [depth for depth in depths if depth.num_bytes <= most_bytes]
     if not fitting:
         return None
@@ -178,12 +178,6 @@ def best_depth(classifier: PromptedClassifier, most_bytes: float = float("inf"))
         return None
     good = [depth for depth in fitting if depth.operations <= fewest + _AS_GOOD * whole]
     return min(good, key=lambda depth: depth.num_bytes)
-
-
-def _operations(run: Callable[[], Any]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
 
 
 @torch.no_grad()

@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from clipvp.config.schema import PromptConfig, SourceConfig
 from clipvp.model import PromptedClassifier
-from clipvp.sharing import CoreTape
+from clipvp.sharing import CoreTape, count_operations
 from clipvp.sources.base import Source
 from clipvp.training.cores import Depth, best_depth, recorded
 
@@ -72,7 +71,7 @@ def _measure(setting: Setting, source: Source, prompt: PromptConfig) -> dict[str
     depth = best_depth(ways["core"])
     if depth is not None:
         steps["kept"] = _step(setting, ways["core"], depth)
-    operations = {name: _operations(step) for name, step in steps.items()}
+    operations = {name: count_operations(step) for name, step in steps.items()}
     clock = (lambda: now(device)) if device.type == "cuda" else time.process_time
     times = alternate(steps, device, config.seconds, config.rounds, clock=clock)
     measured = [name for name in steps if name != "bare"]
@@ -102,9 +101,3 @@ def _step(
         return torch.autograd.grad(loss, parameters)[0]
 
     return step
-
-
-def _operations(step: Callable[[], Any]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        step()
-    return counter.get_total_flops()

@@ -19,8 +19,9 @@ from test_sharing import (
 )
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
-from clipvp.sharing import Limits, SplitNetwork, put_together
+from clipvp.sharing import Limits, SplitNetwork, count_operations, put_together
 from clipvp.sharing.reach import Slide
 from clipvp.sharing.split_map import SplitMap
 
@@ -287,3 +288,21 @@ def test_under_autocast_as_exact_as_the_dtype(dtype, kind):
     plain[1][:, :, 4:18, 4:16] = found[1][:, :, 4:18, 4:16] = 0
     for one, other in zip(plain, found, strict=True):
         assert one.dtype == other.dtype and (one - other).norm() < 2e-2 * one.norm()
+
+
+def test_operations_are_counted_forward_and_backward_on_parts():
+    network, images = small_network(torch.float32), torch.randn(4, 3, 40, 40)
+
+    def plain():
+        pixels = images.clone().requires_grad_()
+        network(pixels).sum().backward()
+
+    def in_parts():
+        shared = torch.randn(1, 3, 40, 40).requires_grad_()
+        box = (3, 3, 37, 37)
+        SplitNetwork(network, ALWAYS)(shared, images[:, :, 3:37, 3:37], box, box).sum().backward()
+
+    with FlopCounterMode(display=False) as counter:
+        plain()
+    assert count_operations(plain) == counter.get_total_flops()
+    assert 0.3 < count_operations(in_parts) / count_operations(plain) < 0.9
