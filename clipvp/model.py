@@ -130,7 +130,8 @@ class PromptedClassifier(nn.Module):
         self, prompt: VisualPrompt, images: Tensor, tape: CoreTape | None
     ) -> PixelsInParts | None:
         """Return the prompted pixels in parts; None where nothing is gained by it."""
-        common, acting = prompt.surroundings(), prompt.acts_on()
+        common = prompt.surroundings()
+        acting = prompt.acts_on() if prompt.masks_gradient else None
         if common is not None:
             made_from = (*prompt.parameters(), *prompt.buffers())
             core = acting[1] if acting else None

@@ -194,6 +194,9 @@ PROMPTS = Registry(
         "patch": Entry("clipvp.prompts.patch", "PatchPrompt", "PatchConfig"),
         "full": Entry("clipvp.prompts.full", "FullPrompt", "FullConfig"),
         "coordinator": Entry("clipvp.prompts.coordinator", "CoordinatorPrompt", "CoordinatorConfig"),
+        "low_rank": Entry("clipvp.prompts.low_rank", "LowRankPrompt", "LowRankConfig"),
+        "scaled": Entry("clipvp.prompts.scaled", "ScaledPrompt", "ScaledConfig"),
+        "smm": Entry("clipvp.prompts.smm", "SMMPrompt", "SMMConfig"),
         "none": Entry("clipvp.prompts.none", "NoPrompt", "NoPromptConfig"),
         "several": Entry("clipvp.prompts.several", "SeveralPrompts"),
         "dga": Entry("clipvp.prompts.dga", "DgaPrompt", "DgaConfig"),
@@ -227,6 +230,7 @@ OPTIMIZERS = Registry(
         "adam": Entry("clipvp.training.optim", "adam", "AdamConfig"),
         "adamw": Entry("clipvp.training.optim", "adamw", "AdamWConfig"),
         "sgd": Entry("clipvp.training.optim", "sgd", "SGDConfig"),
+        "normalized_sgd": Entry("clipvp.training.normalized_sgd", "normalized_sgd", "NormalizedSGDConfig"),
     },
 )
 GRADIENTS = Registry(

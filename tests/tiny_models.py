@@ -148,6 +148,18 @@ def hf_classifier(folder: Path, seed: int = 0) -> None:
     ViTImageProcessor(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
 
 
+def hf_dinov2(folder: Path, seed: int = 0) -> None:
+    """Dinov2ForImageClassification of five labels."""
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2ForImageClassification
+
+    size = {"hidden_size": 32, "mlp_ratio": 2, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = Dinov2Config(**size, image_size=SIZE, patch_size=PATCH, num_labels=5)
+    _spread(Dinov2ForImageClassification(config), seed).save_pretrained(folder)
+    BitImageProcessor(
+        size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}
+    ).save_pretrained(folder)
+
+
 def hf_text(folder: Path) -> None:
     """BertModel and a tokenizer: neither a classifier of images nor a CLIP."""
     from transformers import BertConfig, BertModel
@@ -160,15 +172,29 @@ def hf_text(folder: Path) -> None:
 
 
 def timm_classifier(folder: Path, seed: int = 0) -> None:
-    """A network of timm's own tests with seven labels."""
+    """A vision transformer of timm's own tests with seven labels."""
+    _save_timm(folder, seed, "test_vit", img_size=SIZE)
+
+
+def timm_swin(folder: Path, seed: int = 0) -> None:
+    """A Swin transformer of two stages."""
+    sizes = {"window_size": 4, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2)}
+    _save_timm(folder, seed, "swin_tiny_patch4_window7_224", img_size=SIZE, **sizes)
+
+
+def timm_convolutional(name: str) -> Callable[..., None]:
+    """Return what saves a convolutional network of timm's own tests."""
+    return lambda folder, seed=0: _save_timm(folder, seed, name)
+
+
+def _save_timm(folder: Path, seed: int, name: str, **arguments) -> None:
     import timm
     from timm.models import save_for_hf
 
-    model = _spread(timm.create_model("test_vit", num_classes=7, img_size=SIZE), seed)
+    model = _spread(timm.create_model(name, num_classes=7, **arguments), seed)
     model.pretrained_cfg["input_size"] = (3, SIZE, SIZE)
     config = {"num_classes": 7, "label_names": [f"kind {i}" for i in range(7)]}
-    arguments = {"num_classes": 7, "img_size": SIZE}
-    save_for_hf(model, folder, config, safe_serialization=True, model_args=arguments)
+    save_for_hf(model, folder, config, safe_serialization=True, model_args={"num_classes": 7, **arguments})
 
 
 # open_clip
@@ -318,11 +344,20 @@ MODELS: dict[str, tuple[str, Callable[..., None]]] = {
     "timm_classifier": ("timm:local-dir:", timm_classifier),
 }
 CLIPS = [kind for kind in MODELS if "classifier" not in kind]
+# More families, for tests of all of them.
+MORE: dict[str, tuple[str, Callable[..., None]]] = {
+    "open_clip_resnet": ("open_clip:local-dir:", open_clip_resnet),
+    "timm_swin": ("timm:local-dir:", timm_swin),
+    "timm_resnet": ("timm:local-dir:", timm_convolutional("test_resnet")),
+    "timm_convnext": ("timm:local-dir:", timm_convolutional("test_convnext")),
+    "timm_efficientnet": ("timm:local-dir:", timm_convolutional("test_efficientnet")),
+    "hf_dinov2": ("hf:", hf_dinov2),
+}
 
 
 def make(kind: str, folder: Path, seed: int = 0) -> str:
     """Fill a folder with a model of one kind and return the source's name."""
-    scheme, save = MODELS[kind]
+    scheme, save = (MODELS | MORE)[kind]
     folder.mkdir(parents=True, exist_ok=True)
     save(folder, seed=seed)
     return f"{scheme}{folder}"

@@ -27,7 +27,7 @@ from .format import CARD, read_config
 
 PAPER = "https://arxiv.org/abs/2211.11635"
 TAGS = ("visual-prompting", "label-mapping")
-PICTURES = ("prompt", "examples", "gallery", "confusion")
+PICTURES = ("prompt", "masks", "examples", "gallery", "confusion")
 _ROWS = 100  # of the mapping table
 _LONGEST = 20  # elements of a list that the settings show
 

@@ -17,6 +17,7 @@ from ..results.plots import (
     plot_examples,
     plot_gallery,
     plot_mapping,
+    plot_masks,
     plot_moves,
     plot_prompt,
     plot_templates,
@@ -69,14 +70,19 @@ def save_pictures(result: FitResult, classifier: PromptedClassifier, task: Task)
         images = _examples(task, classifier)
         shown = torch.stack([images[c] for c in list(images)[:_EXAMPLES]])
         first_view = classifier.prompt(shown)[: len(shown)]
-        figures["examples"] = plot_examples(shown, first_view, [names[c] for c in images][:_EXAMPLES])
+        titles = [names[c] for c in images][:_EXAMPLES]
+        figures["examples"] = plot_examples(shown, first_view, titles)
         if (links.index >= 0).any():
             rows = mapping_rows(links, labels.names, names)
             figures["gallery"] = plot_gallery(rows, [images.get(c) for c in range(len(names))])
         figures["mapping"] = plot_mapping(scores.counts, links, labels, names)
         parts = [part for part in classifier.prompt.parts() if part.learned() is not None]
         for place, part in enumerate(parts, 1):
-            figures["prompt" if len(parts) == 1 else f"prompt_{place}"] = plot_prompt(part)
+            number = "" if len(parts) == 1 else f"_{place}"
+            figures[f"prompt{number}"] = plot_prompt(part)
+            masks = part.masks(shown)
+            if masks is not None:
+                figures[f"masks{number}"] = plot_masks(shown, masks, titles)
         if any("mapping_changed" in row for row in result.history[1:]):
             figures["moves"] = plot_moves(result.history, labels, names)
         if labels.is_text:

@@ -142,7 +142,7 @@ class PromptConfig(_Choice):
     """The visual prompt.
 
     Args:
-        kind: A registered prompt: padding, border, patch, full, none or a plug-in's.
+        kind: A registered prompt: padding, border, patch, full, low_rank, scaled, smm, none or a plug-in's.
         share_border: Compute once a batch what the network makes of pixels that all images share (padding): exact,
             faster.
         views: Prompts of this kind, each for a part of a CLIP's texts; an image is encoded once under each.
@@ -276,7 +276,7 @@ class OptimConfig(_Choice):
     """The optimiser and its schedule.
 
     Args:
-        name: A registered optimiser: adam, adamw, sgd or a plug-in's.
+        name: A registered optimiser: adam, adamw, sgd, normalized_sgd or a plug-in's.
         lr: Learning rate at its highest.
         weight_decay: Weight decay.
         schedule: multistep (a factor at each milestone), cosine (to zero, per step), cosine_epoch, power (lr / k **
@@ -285,6 +285,7 @@ class OptimConfig(_Choice):
         gamma: Factor at each milestone (multistep).
         power: Exponent (power, polynomial).
         warmup: Share of all steps in which the rate rises linearly to lr.
+        warmup_steps: The same as a number of steps.
         groups: Keys of this section that differ for a group of parameters, such as {mapping: {lr: 0.001}}; the groups
             are prompt, mapping, source (fine-tuning) and those of the method.
     """
@@ -297,6 +298,7 @@ class OptimConfig(_Choice):
     gamma: float = 0.1
     power: float = 0.4
     warmup: float = 0.0
+    warmup_steps: int | None = None
     groups: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -310,6 +312,11 @@ class OptimConfig(_Choice):
             raise UserError(f"optim.milestones: {self.milestones} are not shares of the epochs; give 0 to 1")
         if self.warmup > 1:
             raise UserError(f"optim.warmup: {self.warmup} is not a share of the steps; give 0 to 1")
+        check_positive("optim.warmup_steps", self.warmup_steps)
+        if self.warmup and self.warmup_steps:
+            raise UserError(
+                "optim.warmup and optim.warmup_steps both say how long the rate rises; give one of them"
+            )
         for group in self.groups:
             self.group(group)
 

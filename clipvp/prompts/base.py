@@ -50,11 +50,14 @@ class VisualPrompt(nn.Module, ABC):
         views: V, how many prompted versions of an image ``forward`` gives.
         kept_views: How many of them ``merge`` keeps apart, for a mapping that takes so many.
         settings: The keyword arguments that build this prompt again, ready for JSON.
+        masks_gradient: Whether the gradient of what trains is 0 where a mask is 0. Optimisers that look at the whole
+            canvas set it to False; the prompted pixels are the same.
     """
 
     kind: str
     views = 1
     kept_views = 1
+    masks_gradient = True
 
     def __init__(self, canvas: Sequence[int], image_size: Sequence[int], **settings):
         super().__init__()
@@ -102,6 +105,16 @@ class VisualPrompt(nn.Module, ABC):
     def resize(self, source_resize: Resize) -> Resize:
         """Return how raw images are brought to ``image_size``; by default the source's own way."""
         return source_resize
+
+    def draw(self, seed: int) -> None:
+        """Draw the random numbers that the prompt starts with and note the seed in ``settings``; by default none."""
+
+    def constrain(self) -> None:
+        """Bring what trains back into its range, after each step; by default there is none."""
+
+    def masks(self, images: Tensor) -> Tensor | None:
+        """Return the factors (B, 3, H, W) of the prompt on each image; None where they do not depend on images."""
+        return None
 
     def fill(self, empty: str) -> None:
         """Act where the task's images are empty, too; ``empty`` is a name in ``masked.EMPTY``. Ignored by default."""

@@ -33,12 +33,12 @@ class BorderPrompt(AdditivePrompt):
 
     kind = "border"
 
-    def __init__(self, canvas, width: int = 30, scale: Sequence[float] | None = None, clip: bool = False):
+    def __init__(self, canvas: Sequence[int], width: int = 30, scale=None, clip: bool = False, **start):
         if not 0 <= 2 * width <= min(canvas):
             raise UserError(f"prompt.width: {width} is not 0 to half the canvas {canvas[0]}x{canvas[1]}")
         mask = torch.ones(1, *canvas, dtype=torch.float32)
         mask[:, width : canvas[0] - width, width : canvas[1] - width] = 0
-        super().__init__(canvas, mask, scale, clip, width=width)
+        super().__init__(canvas, mask, scale, clip, width=width, **start)
         self.width = width
 
     @classmethod

@@ -22,7 +22,7 @@ def build_prompt(
         config: The prompt.
         source: Gives the canvas and the normalisation.
         empty: Where the task's images are empty, see ``VisualPrompt.fill``.
-        seed: Shares out texts among several prompts.
+        seed: Draws a prompt's start, and shares out texts among several prompts.
     """
     make = PROMPTS.get(config.kind).from_config
     if config.views == 1:
@@ -32,6 +32,7 @@ def build_prompt(
         prompt = SeveralPrompts.of(
             [make(config, source) for _ in range(config.views)], view_of, config.view_by
         )
+    prompt.draw(seed)
     if empty is not None:
         prompt.fill(empty)
     return prompt

@@ -35,6 +35,8 @@ class DgaConfig(PaddingConfig):
         check_positive("prompt.levels", self.levels)
         check_positive("prompt.crops", self.crops, zero=True)
         check_positive("prompt.crop_step", self.crop_step)
+        if not self.bounded:
+            raise UserError("prompt.bounded: false does not go with kind dga")
         if self.views > 1:
             raise UserError(
                 f"prompt.views: {self.views} does not go with kind dga, whose views are levels and crops"

@@ -22,8 +22,8 @@ class FullPrompt(AdditivePrompt):
 
     kind = "full"
 
-    def __init__(self, canvas, scale: Sequence[float] | None = None, clip: bool = False):
-        super().__init__(canvas, torch.ones(1, *canvas, dtype=torch.float32), scale, clip)
+    def __init__(self, canvas: Sequence[int], scale=None, clip: bool = False, **start):
+        super().__init__(canvas, torch.ones(1, *canvas, dtype=torch.float32), scale, clip, **start)
 
     @classmethod
     def from_config(cls, config: FullConfig, source) -> FullPrompt:

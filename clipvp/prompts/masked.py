@@ -24,7 +24,7 @@ class MaskedPrompt(VisualPrompt):
         settings: Further keyword arguments that build this prompt again.
 
     Attributes:
-        delta: Parameter (3, H, W), 0 at the start.
+        delta: Parameter (3, H, W), ``initial()`` at the start.
         added: Whether the prompt is added to the image; else it takes the place of pixels.
     """
 
@@ -39,10 +39,19 @@ class MaskedPrompt(VisualPrompt):
     def pixels(self, delta: Tensor) -> Tensor:
         """Return what a prompt with this delta shows or adds, (3, H, W) in pixel values."""
 
+    def masked(self, values: Tensor) -> Tensor:
+        """Return values (3, H, W) times the mask, with their gradient times the mask if ``masks_gradient``."""
+        shown = values * self.mask
+        return shown if self.masks_gradient else shown + (values - values.detach()) * (1 - self.mask)
+
+    def initial(self) -> Tensor:
+        """Return delta before training."""
+        return torch.zeros_like(self.delta)
+
     @torch.no_grad()
     def learned(self) -> Learned:
         mask = (self.mask > 0).expand_as(self.delta).any(0)
-        start = self.pixels(torch.zeros_like(self.delta))
+        start = self.pixels(self.initial())
         return Learned(self.pixels(self.delta), mask, start, self.added)
 
     def num_trainable(self) -> int:

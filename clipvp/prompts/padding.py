@@ -26,11 +26,13 @@ class PaddingConfig(PromptConfig):
         image_size: Side in pixels of the image inside the canvas; half the canvas when empty.
         resize: How an image gets that size: squash (aspect not kept, bilinear) or crop (the shorter side, bicubic, then
             the centre).
+        bounded: The frame is sigmoid(delta), grey at first; else delta itself, black at first.
     """
 
     kind: str = "padding"
     image_size: int | None = None
     resize: str = "squash"
+    bounded: bool = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -43,19 +45,20 @@ class PaddingPrompt(MaskedPrompt):
 
     ``pixels = pad(x) + sigmoid(delta) * mask``; mask is 1 on the frame and 0 on the image. Left and top
     padding is ``(canvas - image + 1) // 2``, right and bottom ``(canvas - image) // 2``. Delta starts at
-    0, a frame of 0.5 grey.
+    0, a frame of 0.5 grey. Where ``bounded`` is false, delta takes the place of its sigmoid.
 
     Args:
         canvas: (H, W) in pixels.
         image_size: (h, w) in pixels, at most the canvas.
         empty: A name in ``EMPTY``: where images are empty, and mask is 1 as on the frame.
         resize: squash or crop, see ``PaddingConfig``.
+        bounded: See ``PaddingConfig``.
 
     Raises:
         UserError: The image is larger than the canvas, or ``empty`` or ``resize`` is not a known name.
 
     Source: ILM-VP (arXiv 2211.11635), section 3, and its reference's expansive prompt; crop as in AttrVR (arXiv
-    2501.13982).
+    2501.13982); unbounded as in EVP (arXiv 2212.10556).
     """
 
     kind = "padding"
@@ -67,6 +70,7 @@ class PaddingPrompt(MaskedPrompt):
         image_size: Sequence[int],
         empty: str | None = None,
         resize: str = "squash",
+        bounded: bool = True,
     ):
         check_choice("prompt.resize", resize, RESIZES)
         (height, width), (h, w) = canvas, image_size
@@ -82,6 +86,9 @@ class PaddingPrompt(MaskedPrompt):
         self._resize = RESIZES[resize]
         if resize != "squash":
             self.settings["resize"] = resize
+        self.bounded = bounded
+        if not bounded:
+            self.settings["bounded"] = False
         self.box: Box = (top, left, top + h, left + w)
         if empty is not None:
             self.fill(empty)
@@ -91,7 +98,7 @@ class PaddingPrompt(MaskedPrompt):
         height, width = source.canvas
         size = config.image_size
         size = (size, size) if size else (height // 2, width // 2)
-        return cls(source.canvas, size, resize=config.resize)
+        return cls(source.canvas, size, resize=config.resize, bounded=config.bounded)
 
     def resize(self, source_resize: Resize) -> Resize:
         rule, interpolation = self._resize
@@ -104,7 +111,7 @@ class PaddingPrompt(MaskedPrompt):
         self.settings["empty"] = empty
 
     def pixels(self, delta: Tensor) -> Tensor:
-        return torch.sigmoid(delta) * self.mask
+        return self.masked(torch.sigmoid(delta) if self.bounded else delta)
 
     def padded(self, images: Tensor) -> Tensor:
         """Return the images (B, 3, h, w) on a canvas of zeros, (B, 3, H, W)."""
@@ -116,7 +123,11 @@ class PaddingPrompt(MaskedPrompt):
         return self.padded(images) + self.pixels(self.delta)
 
     def surroundings(self) -> tuple[Tensor, Box] | None:
-        return None if "empty" in self.settings else (self.pixels(self.delta)[None], self.box)
+        return (
+            None
+            if "empty" in self.settings or not self.masks_gradient
+            else (self.pixels(self.delta)[None], self.box)
+        )
 
     def acts_on(self) -> tuple[Box, Box | None]:
         return (0, 0, *self.canvas), None if "empty" in self.settings else self.box

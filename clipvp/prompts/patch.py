@@ -37,7 +37,9 @@ class PatchPrompt(AdditivePrompt):
 
     kind = "patch"
 
-    def __init__(self, canvas, size: int, position: Sequence[int] = (0, 0), scale=None, clip: bool = False):
+    def __init__(
+        self, canvas, size: int, position: Sequence[int] = (0, 0), scale=None, clip: bool = False, **start
+    ):
         top, left = position
         if min(top, left) < 0 or size < 1 or top + size > canvas[0] or left + size > canvas[1]:
             raise UserError(
@@ -45,7 +47,7 @@ class PatchPrompt(AdditivePrompt):
             )
         mask = torch.zeros(1, *canvas, dtype=torch.float32)
         mask[:, top : top + size, left : left + size] = 1
-        super().__init__(canvas, mask, scale, clip, size=size, position=list(position))
+        super().__init__(canvas, mask, scale, clip, size=size, position=list(position), **start)
         self.box: Box = (top, left, top + size, left + size)
 
     @classmethod

@@ -99,6 +99,15 @@ class SeveralPrompts(VisualPrompt):
             prompt.fill(empty)
         self.settings["each"] = [{"kind": prompt.kind, **prompt.settings} for prompt in self.prompts]
 
+    def draw(self, seed: int) -> None:
+        for view, prompt in enumerate(self.prompts):
+            prompt.draw((seed + 1_000_003 * view) % (1 << 63))
+        self.settings["each"] = [{"kind": prompt.kind, **prompt.settings} for prompt in self.prompts]
+
+    def constrain(self) -> None:
+        for prompt in self.prompts:
+            prompt.constrain()
+
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         groups: dict[str, list[nn.Parameter]] = {}
         for prompt in self.prompts:

@@ -79,6 +79,7 @@ class ScheduledOptimizer:
 
     Attributes:
         optimizer: The torch optimiser.
+        whole_canvas: Whether it wants the gradients of prompts where their masks are 0, too.
 
     Raises:
         UserError: ``optim.groups`` names a group that this run does not have.
@@ -99,6 +100,7 @@ class ScheduledOptimizer:
         self.configs = {name: config.group(name) for name in parameters}
         build: Callable[[Groups], torch.optim.Optimizer] = OPTIMIZERS.get(config.name)
         self.optimizer = build([(self.configs[name], own) for name, own in parameters.items()])
+        self.whole_canvas = getattr(self.optimizer, "whole_canvas", False)
         self.steps_per_epoch, self.epochs = steps_per_epoch, epochs
 
     def rates(self, step: int) -> dict[str, float]:
@@ -135,7 +137,7 @@ def lr_at(config: OptimConfig, step: int, steps_per_epoch: int, epochs: int) -> 
     Source: ILM-VP's reference: Adam with MultiStep at 50 % and 72 %, SGD with cosine per step.
     """
     total = epochs * steps_per_epoch
-    warmup = int(config.warmup * total)
+    warmup = config.warmup_steps or int(config.warmup * total)
     if step < warmup:
         return config.lr * (step + 1) / warmup
     if config.schedule == "multistep":

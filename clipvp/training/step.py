@@ -8,6 +8,7 @@ gradient accumulation steps, round alike.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -23,6 +24,7 @@ from ..data.batches import Batches, epoch_order
 from ..mappings.statistic import Statistic, sum_over_processes
 from ..model import PromptedClassifier
 from ..progress import Progress
+from ..prompts.part_norm import PartNorm
 from ..registry import GRADIENTS, UserError
 from ..results.correct import pack
 from ..scoring.scores import EvalResult, score
@@ -66,12 +68,17 @@ class Trainer:
         self.optimizer = (
             ScheduledOptimizer(config.optim, groups, self.steps, config.train.epochs) if groups else None
         )
+        if self.optimizer is not None and self.optimizer.whole_canvas:
+            for prompt in classifier.prompt.parts():
+                prompt.masks_gradient = False
         self.gradient_rule: GradientRule = GRADIENTS.get(config.train.gradient)(config.train, config.seed)
         self.source_is_frozen = classifier.source_is_frozen
         self.running_norms = _running_norms(classifier.source.network)
+        self.part_norms = [module for module in classifier.modules() if isinstance(module, PartNorm)]
         self.running = self._empty_running()
         self.state = State()
         self.best_state: dict[str, Tensor] = {}
+        self.noted: list[Tensor | None] = []  # of the parts of the current step, for part norms
         self.sums: dict[str, Tensor] = {}  # of what trains, over the last epochs, float64 on the CPU
         # A step sends each of its images so often to the source.
         evaluations = self.gradient_rule.evaluations if groups else 1
@@ -155,6 +162,7 @@ class Trainer:
     def _gradient(self, part: Tensor, augment: Any, global_batch: int, loss_place: Tensor) -> list[Tensor]:
         """Return what one part of a step adds to the gradient of each parameter; note its loss, hits and statistic."""
         if not len(part):  # a last batch may have fewer images than there are processes and parts
+            self.noted.append(self._take_norms())
             return [torch.zeros_like(parameter) for parameter in self.parameters]
         images, labels = self.data["train"].take(part, augment)
         calls = 0
@@ -168,6 +176,7 @@ class Trainer:
             extra = self.classifier.mapping.extra_loss(outputs, labels)
             total = total if extra is None else total + extra
             if calls == 1:
+                self.noted.append(self._take_norms())
                 loss_place.copy_(total.detach())
                 self.hits += (logits.argmax(1) == labels).sum()
                 if self.running is not None:
@@ -195,7 +204,8 @@ class Trainer:
             # In one order, whichever process computes which part.
             gradients = [part() for part in parts]
             for parameter in reversed(self.parameters):
-                own = torch.stack([part.pop() for part in gradients])
+                # A sum rounds by the memory layout, and gathering makes it contiguous.
+                own = torch.stack([part.pop() for part in gradients]).contiguous()
                 parameter.grad = self.accelerator.gather(own).sum(0)
         else:  # of a whole network one gradient is kept, not one for each part
             for part in parts:
@@ -207,6 +217,21 @@ class Trainer:
                 for value in self.running_norms:
                     value.copy_(self.accelerator.reduce(value, "mean"))
         self.optimizer.step(self.state.epoch * self.steps + self.state.step)
+        self.classifier.prompt.constrain()
+        self._update_norms()
+
+    def _take_norms(self) -> Tensor | None:
+        """Return what the part norms kept of the part just computed, in one row; nothing was kept of an empty part."""
+        return torch.cat([norm.take() for norm in self.part_norms]) if self.part_norms else None
+
+    def _update_norms(self) -> None:
+        """Move the running statistics of part norms by all parts of a step, in the order of the parts."""
+        if self.part_norms:
+            sizes = [2 * len(norm.running_mean) + 1 for norm in self.part_norms]
+            for row in self.accelerator.gather(torch.stack(self.noted)):
+                for norm, taken in zip(self.part_norms, row.split(sizes), strict=True):
+                    norm.update(taken)
+        self.noted.clear()
 
     def check_finite(self) -> Tensor:
         """Return the loss of each step (steps,), summed over its images; every process must call it.
@@ -245,8 +270,10 @@ class Trainer:
             self.best_state = copied(self.classifier.trained_state())
 
     def _trained(self) -> Iterator[tuple[str, Tensor]]:
-        named = self.classifier.named_parameters()
-        return ((name, parameter) for name, parameter in named if parameter.requires_grad)
+        """Yield what is averaged over epochs: the parameters that train, and the running statistics of part norms."""
+        statistics = {id(value) for norm in self.part_norms for value in norm.buffers()}
+        named = itertools.chain(self.classifier.named_parameters(), self.classifier.named_buffers())
+        return ((name, value) for name, value in named if value.requires_grad or id(value) in statistics)
 
     def average_state(self) -> dict[str, Tensor]:
         """Return the last state with what trains averaged over the last epochs, see ``train.average``."""

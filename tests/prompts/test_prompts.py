@@ -380,13 +380,13 @@ def test_several_views_need_a_way_to_merge_them():
 
 @pytest.mark.parametrize("kind", [name for name in PROMPTS.names() if name != "several"])
 def test_every_registered_prompt_is_built_from_a_config(kind):
-    own = {"border": {"width": 3}, "patch": {"patch_size": 4}}.get(kind, {})
-    source = source_of((10, 12))
+    small = {"border": {"width": 3}, "patch": {"patch_size": 4}, "dga": {"crop_step": 1}}
+    own, source = small.get(kind, {}), source_of((10, 12))
     prompt = build_prompt(PromptConfig(kind=kind, **own), source)
     assert prompt.kind == kind and prompt.canvas == (10, 12)
     resize = prompt.resize(source.resize)
     assert resize.size == prompt.image_size
-    assert resize == (Resize((5, 6), "squash") if kind in ("padding", "dga") else source.resize)
+    assert resize == (Resize((5, 6), "squash") if kind in ("padding", "scaled", "dga") else source.resize)
     learned = prompt.learned()
     assert learned is None or torch.equal(learned.pixels, learned.start)
     assert not isinstance(prompt, MaskedPrompt) or (prompt.delta == 0).all()
@@ -429,9 +429,9 @@ def test_what_does_not_fit_the_canvas_is_refused_by_name(kind, own, words):
     "kind, key, owners",
     [
         ("padding", "width", "border"),
-        ("none", "image_size", "dga, padding"),
-        ("full", "patch_size", "patch"),
-        ("padding", "clip", "border, full, patch"),
+        ("none", "image_size", "dga, padding, scaled"),
+        ("full", "patch_size", "patch, smm"),
+        ("padding", "clip", "border, full, low_rank, patch"),
     ],
 )
 def test_a_key_of_another_prompt_is_refused_with_its_owner(kind, key, owners):

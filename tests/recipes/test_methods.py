@@ -16,7 +16,7 @@ from clipvp.registry import UserError
 METHODS = Path(__file__).parents[2] / "recipes" / "configs" / "methods"
 sys.path.insert(0, str(METHODS.parents[1]))
 NAMES = ["tench", "goldfish", "sea snake"]
-OF_CLIP = {"ilm_within", "vp_tp", "rvp", "zero_shot", "zero_shot_ensemble", "zs_lp", "task_res"}
+OF_CLIP = {"ilm_within", "vp_tp", "vp", "evp", "rvp", "zero_shot", "zero_shot_ensemble", "zs_lp", "task_res"}
 OF_CLIP |= {"tip_adapter", "tip_adapter_f", "lp_plus_plus", "attr_vr", "waffle", "dvp_cls", "dvp_cse", "dga"}
 ALL = sorted(path.stem for path in METHODS.glob("*.yaml"))
 TEXTS = {"mapping": {"templates": ["a photo of a {}.", "{}", "the {}."]}}
@@ -88,7 +88,7 @@ def test_a_linear_head_learns_what_colours_tell(method, task, tiny_timm, tmp_pat
     assert result.results["metrics"]["test.last"]["acc1"] > 0.8  # chance is 1/3
 
 
-@pytest.mark.parametrize("method", sorted(OF_CLIP - {"ilm_within", "vp_tp", "zero_shot"}))
+@pytest.mark.parametrize("method", sorted(OF_CLIP - {"ilm_within", "vp_tp", "vp", "evp", "zero_shot"}))
 def test_texts_for_a_closed_source_are_one_line(method, task, tiny_timm, tmp_path):
     run = run_of(method, tiny_timm, tmp_path / "run")
     run.mapping.templates = None

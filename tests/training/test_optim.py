@@ -1,6 +1,7 @@
 """Rates and steps equal those of torch's own schedulers and optimisers, for each group of parameters."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -231,3 +232,43 @@ def test_a_wrong_setting_of_a_group_is_told_by_its_key(group, words):
     with pytest.raises(UserError, match=words) as error:
         OptimConfig(groups={"mapping": group})
     assert "\n" not in str(error.value)
+
+
+@LAWS
+@given(STEPS, EPOCHS, st.integers(1, 30), st.sampled_from(["cosine", "constant"]))
+def test_warm_up_in_steps_rises_linearly_and_cosine_follows(steps, epochs, warmup, schedule):
+    rates = ours(OptimConfig(lr=40, schedule=schedule, warmup_steps=warmup), steps, epochs)
+    after = len(rates) - warmup
+    expected = [40 * (step + 1) / warmup for step in range(min(warmup, len(rates)))]
+    expected += [
+        20 * (1 + math.cos(math.pi * step / after)) if schedule == "cosine" else 40 for step in range(after)
+    ]
+    assert rates == pytest.approx(expected)
+
+
+def test_warm_up_is_a_share_or_a_number_of_steps():
+    with pytest.raises(UserError, match="optim.warmup and optim.warmup_steps both"):
+        OptimConfig(warmup=0.1, warmup_steps=10)
+    with pytest.raises(UserError, match="optim.warmup_steps: -1 is not allowed"):
+        OptimConfig(warmup_steps=-1)
+
+
+def test_a_normalised_step_has_the_length_of_the_rate_for_each_tensor():
+    generator = torch.Generator().manual_seed(0)
+    values = [
+        torch.nn.Parameter(torch.randn(3, 4, 5, generator=generator)),
+        torch.nn.Parameter(torch.zeros(2)),
+    ]
+    before = [value.detach().clone() for value in values]
+    scheduled = ScheduledOptimizer(
+        OptimConfig(name="normalized_sgd", lr=7, schedule="constant"), {"prompt": values}, 2, 2
+    )
+    assert scheduled.whole_canvas
+    values[0].grad = 1e-6 * torch.randn(3, 4, 5, generator=generator)
+    values[1].grad = torch.zeros(2)
+    expected = before[0] - 7 * values[0].grad / (values[0].grad.norm() + 1e-10)
+    scheduled.step(0)
+    torch.testing.assert_close(values[0].detach(), expected)
+    assert torch.equal(values[1], before[1])  # no gradient, no step
+    with pytest.raises(UserError, match="optim.weight_decay: 0.1 is not used by normalized_sgd"):
+        OptimConfig(name="normalized_sgd", weight_decay=0.1)

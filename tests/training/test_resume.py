@@ -12,6 +12,7 @@ from conftest import left_by, trained, write_image_folder
 
 from clipvp import UserError
 from clipvp.cli import user_errors
+from clipvp.config.schema import PromptConfig
 from clipvp.training.interrupt import EXIT_CODE, Interrupted, StopRequest
 from clipvp.training.step import Trainer
 
@@ -79,6 +80,34 @@ def test_kept_features_that_train_are_resumed(config, tiny_task, tiny_model, tmp
     classifier, _ = trained(run(tmp_path / "stopped", resume="auto"), tiny_task)
     assert left_by(tmp_path / "stopped") == left_by(tmp_path / "whole")
     assert classifier.mapping.keys.shape == (60, classifier.source.num_features)
+
+
+PROMPTS = {
+    "smm": {"kind": "smm", "patch_size": 4, "channels": [4, 4]},
+    "low_rank": {"kind": "low_rank"},
+    "scaled": {"kind": "scaled", "image_size": 16},
+    "border": {"kind": "border", "width": 4, "start": "normal"},
+}
+
+
+@pytest.mark.parametrize("kind", PROMPTS)
+def test_every_prompt_is_resumed(kind, config, tiny_task, tmp_path, monkeypatch):
+    def run(output, **more):
+        made = config(
+            output=str(tmp_path / output), train={"gradient_accumulation_steps": 2, "average": 2}, **more
+        )
+        made.prompt = PromptConfig(**PROMPTS[kind])
+        return made
+
+    trained(run("whole"), tiny_task)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 6)
+        with pytest.raises(Interrupted):
+            trained(run("stopped"), tiny_task)
+    trained(run("stopped", resume="auto"), tiny_task)
+    assert left_by(tmp_path / "stopped") == left_by(tmp_path / "whole")
+    average = [tmp_path / name / "prompt_average" / "model.safetensors" for name in ("stopped", "whole")]
+    assert average[0].read_bytes() == average[1].read_bytes()
 
 
 def test_stopped_at_every_step_of_one_run(config, tiny_task, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from .base import save_figure
 from .comparison import plot_costs, plot_shots
 from .counts import plot_confusion, plot_mapping, plot_templates
 from .epochs import plot_curves, plot_moves
+from .masks import plot_masks
 from .pixels import plot_examples, plot_gallery, plot_prompt
 from .queries import plot_queries
 from .texts import plot_texts
@@ -18,6 +19,7 @@ __all__ = [
     "plot_examples",
     "plot_gallery",
     "plot_mapping",
+    "plot_masks",
     "plot_moves",
     "plot_prompt",
     "plot_queries",
