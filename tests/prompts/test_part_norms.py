@@ -9,7 +9,7 @@ from clipvp import PromptedClassifier, build_classifier, fit
 from clipvp.config.schema import PromptConfig
 from clipvp.prompts.part_norm import PartNorm
 from clipvp.prompts.smm import SMMPrompt
-from clipvp.training.step import Trainer
+from clipvp.training.gradients import Backpropagation
 
 
 @pytest.fixture
@@ -49,28 +49,19 @@ def test_running_statistics_are_those_of_torchs_norms_given_the_parts_in_order(s
 
 
 def test_a_gradient_rule_that_asks_again_changes_the_statistics_once(smm, monkeypatch):
-    task, state = small_task(), []
+    task, state, once = small_task(), [], Backpropagation.__call__
     for again in (1, 3):
-        run = smm(overwrite=True, train={"epochs": 1})
-        classifier = build_classifier(run, task)
-        rule = Trainer._gradient
 
-        def asked(self, part, *more, rule=rule, again=again):
-            inner = self.gradient_rule
-
-            def repeat(loss, parameters, step):
-                found = inner(loss, parameters, step)
-                for _ in range(again - 1):
-                    loss()
-                return found
-
-            self.gradient_rule = repeat
-            found = rule(self, part, *more)
-            self.gradient_rule = inner
+        def asked(self, loss, *more, again=again):
+            found = once(self, loss, *more)
+            for _ in range(again - 1):
+                loss()
             return found
 
+        run = smm(overwrite=True, train={"epochs": 1})
+        classifier = build_classifier(run, task)
         with monkeypatch.context() as patch:
-            patch.setattr(Trainer, "_gradient", asked)
+            patch.setattr(Backpropagation, "__call__", asked)
             fit(classifier, task, run)
         state.append(classifier.trained_state())
     assert all(torch.equal(value, state[1][name]) for name, value in state[0].items())
