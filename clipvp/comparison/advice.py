@@ -41,8 +41,8 @@ def next_things(
         found.append(f"{seeds} seed{'s tell' if seeds > 1 else ' tells'} little: --seeds {wanted}")
     elif level:
         found.append(
-            f"{_few(level)} {'is' if len(level) == 1 else 'are'} level with {verdict.pick}; more seeds tell them "
-            f"apart, if anything does: --seeds {list(range(2 * seeds))}"
+            f"these seeds do not tell {_few(level)} from {verdict.pick} (p after Holm's correction above {_ALPHA}): "
+            f"--seeds {list(range(2 * seeds))}"
         )
     found += _of_images(verdict.run)
     found += _of_source(verdict.run, verdict.pick)
