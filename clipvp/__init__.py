@@ -36,6 +36,8 @@ _HOMES = {
     "fit": "training.fit",
     "Comparison": "comparison.compare",
     "compare": "comparison.compare",
+    "SweepConfig": "search.space",
+    "sweep": "search.sweep",
 }
 _RENAMED: dict[str, str] = {}  # old public names and the new ones; an old one works, and warns
 __all__ = sorted(_HOMES)

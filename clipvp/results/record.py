@@ -93,9 +93,10 @@ def build_results(
 ) -> dict[str, Any]:
     """Return the content of results.json; accuracies are 0..1, null where they do not apply."""
     source, mapping = classifier.source, classifier.mapping
-    kept = "best_val" if "best_val" in test else "last"
+    kept = "last" if best is None else "best_val"
     table = mapping_rows(mapping.links(MOST_LINKS), source.labels.names, classifier.class_names)
-    for row, accuracy in zip(table, test[kept].per_class(), strict=True):
+    accuracies = test[kept].per_class() if test else [None] * len(table)
+    for row, accuracy in zip(table, accuracies, strict=True):
         row["acc1"] = accuracy
     on_gpu = accelerator.device.type == "cuda"
     return {
@@ -114,7 +115,7 @@ def build_results(
         "seed": config.seed,
         "num_train": len(data["train"]),
         "num_val": len(data["val"]) if "val" in data else 0,
-        "num_test": len(data["test"]),
+        "num_test": len(data["test"]) if "test" in data else 0,
         "num_classes": len(classifier.class_names),
         "skipped_images": {split: len(batches.skipped) for split, batches in data.items()},
         "split_hash": task.split_hash,
@@ -122,8 +123,10 @@ def build_results(
         "protocol": config.train.protocol,
         "saved_prompt": kept if method == VISUAL_PROMPT else None,
         "metrics": {
-            "test.last": test["last"].to_dict(),
-            "test.best_val": test["best_val"].to_dict() if "best_val" in test else dict(_EMPTY),
+            **{
+                f"test.{name}": test[name].to_dict() if name in test else dict(_EMPTY)
+                for name in ("last", "best_val")
+            },
             **({"test.average": test["average"].to_dict()} if "average" in test else {}),
             "val.best": {key: best[key] for key in _EMPTY} if best else dict(_EMPTY),
         },
