@@ -9,15 +9,25 @@ processes. `clipvp list configs` and `clipvp list methods` name what comes with 
 files too. `--print_config` shows the config that results, `--help` every key.
 """
 
+import sys
+
 from clipvp.cli import parse, user_errors
 from clipvp.cli.first_use import first_settings, first_source, go_on, is_first_use
 from clipvp.config.parse import given_keys
 
 
+<<<<<<< HEAD
 def main() -> None:
     given = given_keys()
     chooses = is_first_use(given)
     config, _ = parse(__doc__, defaults={"source.name": first_source()} if chooses else None)
+=======
+def train(description: str, method: str | None = None) -> None:
+    """Train as the command line says, by a method where it names none."""
+    given = sys.argv[1:]
+    named = any(argument.partition("=")[0] == "--method" for argument in given)
+    config, _ = parse(description, arguments=given if named or not method else ["--method", method, *given])
+>>>>>>> e6498e9 (weights: full fine-tuning and LoRA by the same fit; adapters are saved, loaded and resumed)
     with user_errors():
         from clipvp.results.folder import claim_output
 
@@ -42,6 +52,10 @@ def main() -> None:
         accelerator.print(summary(result.results, result.output))
         if accelerator.is_main_process:
             print(f"{pictures(result, classifier, task)}\n\n{go_on(result.output)}")
+
+
+def main() -> None:
+    train(__doc__)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ ORDER = [
     {"config"},
     {"labels", "sharing"},
     {"prompts"},
+    {"weights"},
     {"sources"},
     {"mappings"},
     {"data"},
@@ -47,6 +48,7 @@ HEAVY = (
     "scipy",
     "sklearn",
     "optuna",
+    "peft",
 )
 
 

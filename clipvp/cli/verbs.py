@@ -86,6 +86,7 @@ def show(prompt: str, json: bool, **where: Any) -> None:
     rows = [
         ["prompt", _settings(config["prompt"])],
         ["mapping", _settings(config["mapping"])],
+        ["weights", _settings(config["weights"])],
         ["source", source["name"] + (f" @ {source['revision']}" if source.get("revision") else "")],
         ["source weights", source.get("fingerprint")],
         ["classes", f"{len(names)}: {few}"],

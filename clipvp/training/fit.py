@@ -29,8 +29,7 @@ from ..progress import Clock, Estimate, Progress
 from ..registry import UserError
 from ..results.correct import pack, write_correct
 from ..results.folder import CHECKPOINTS, PROMPT, PROMPT_AVERAGE, RESULTS, RunFolder
-from ..results.record import VISUAL_PROMPT, build_results, epoch_line, saved_results
-from ..results.tables import EPOCH_COLUMNS, SCORE_COLUMNS, percent, scores_table
+from ..results.record import build_results, epoch_line, saved_results
 from ..scoring.scores import EvalResult
 from .checkpoint import Checkpoints
 from .cores import where_to_keep, with_cores
@@ -90,7 +89,7 @@ def fit(
     accelerator: Accelerator | None = None,
     after_epoch: AfterEpoch | None = None,
 ) -> FitResult:
-    """Train a classifier's prompt and mapping on a task, score it, and leave a run folder.
+    """Train a classifier's prompt, mapping and weights on a task, score it, and leave a run folder.
 
     Args:
         classifier: Changed in place. It ends with the best prompt on validation, or with the last one
@@ -290,14 +289,12 @@ def _fit(
         test, average = _final_scores(trainer) if "test" in data else ({}, None)
         if state.best is not None:
             classifier.load_trained_state(trainer.best_state)
-    method = VISUAL_PROMPT if classifier.source_is_frozen else "fine-tuning"
-    results = build_results(config, classifier, task, data, state.best, test, clock, accelerator, method)
+    results = build_results(config, classifier, task, data, state.best, test, clock, accelerator)
     results["queries"] = {"total": sum(state.queries.values()), **state.queries}
     if state.best_on_test is not None:
         results["metrics"]["test.best_on_test"] = state.best_on_test
     with fail_together(accelerator):
-        if classifier.source_is_frozen:
-            _save_prompts(classifier, run, results, average, test)
+        _save_prompts(classifier, run, results, average, test)
         if run.writes:
             right = {
                 f"test.{name}": pack(result.correct)
@@ -310,7 +307,7 @@ def _fit(
                 right["val.best"] = state.best["correct"]
             write_correct(run.path, task.split_hash, task.test_hash, right)
         run.write_results(results)
-    tracking.end(classifier, test.get(results["saved_prompt"] or "last"), results["metrics"], state.epoch)
+    tracking.end(classifier, test.get(results["saved_prompt"]), results["metrics"], state.epoch)
     accelerator.wait_for_everyone()
     return FitResult(results, state.history, test, run.path)
 

@@ -77,7 +77,7 @@ class Tracking:
         scores = {key: value for key, value in flat(metrics).items() if isinstance(value, (int, float))}
         self.accelerator.log(scores, step=step)
         takers = [tracker for tracker in self.accelerator.trackers if tracker.name in _PICTURES]
-        if takers and test is not None and classifier.source_is_frozen and self.accelerator.is_main_process:
+        if takers and test is not None and self.accelerator.is_main_process:
             pictures = _pictures(classifier, test)
             for tracker in takers if pictures else []:
                 _PICTURES[tracker.name](tracker, pictures, step)
