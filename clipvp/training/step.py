@@ -159,7 +159,6 @@ class Trainer:
             return [torch.zeros_like(parameter) for parameter in self.parameters]
         images, labels = self.data["train"].take(part, augment)
         self.classifier.source.weights.begin(self.config.seed, self.state.epoch, part)
-        noted = False
         calls = 0
 
         def loss() -> Tensor:
