@@ -16,18 +16,15 @@ from clipvp.cli.first_use import first_settings, first_source, go_on, is_first_u
 from clipvp.config.parse import given_keys
 
 
-<<<<<<< HEAD
-def main() -> None:
-    given = given_keys()
-    chooses = is_first_use(given)
-    config, _ = parse(__doc__, defaults={"source.name": first_source()} if chooses else None)
-=======
 def train(description: str, method: str | None = None) -> None:
     """Train as the command line says, by a method where it names none."""
-    given = sys.argv[1:]
-    named = any(argument.partition("=")[0] == "--method" for argument in given)
-    config, _ = parse(description, arguments=given if named or not method else ["--method", method, *given])
->>>>>>> e6498e9 (weights: full fine-tuning and LoRA by the same fit; adapters are saved, loaded and resumed)
+    given = given_keys()
+    chooses = method is None and is_first_use(given)
+    arguments = sys.argv[1:]
+    if method is not None and not any(word.partition("=")[0] == "--method" for word in arguments):
+        arguments = ["--method", method, *arguments]
+    defaults = {"source.name": first_source()} if chooses else None
+    config, _ = parse(description, arguments=arguments, defaults=defaults)
     with user_errors():
         from clipvp.results.folder import claim_output
 
