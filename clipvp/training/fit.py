@@ -30,6 +30,7 @@ from ..registry import UserError
 from ..results.correct import pack, write_correct
 from ..results.folder import CHECKPOINTS, PROMPT, PROMPT_AVERAGE, RESULTS, RunFolder
 from ..results.record import build_results, epoch_line, saved_results
+from ..results.tables import EPOCH_COLUMNS, SCORE_COLUMNS, percent, scores_table
 from ..scoring.scores import EvalResult
 from .checkpoint import Checkpoints
 from .cores import where_to_keep, with_cores
