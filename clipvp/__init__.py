@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # what type checkers and editors see; the test of the names c
     from .registry import UserError as UserError
     from .scoring.scores import EvalResult as EvalResult
     from .scoring.scores import evaluate as evaluate
+    from .search.space import SweepConfig as SweepConfig
+    from .search.sweep import sweep as sweep
     from .sources.base import Source as Source
     from .sources.load import load_source as load_source
     from .training.fit import FitResult as FitResult
