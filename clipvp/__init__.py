@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # what type checkers and editors see; the test of the names c
     from .registry import UserError as UserError
     from .scoring.scores import EvalResult as EvalResult
     from .scoring.scores import evaluate as evaluate
+    from .search.space import SweepConfig as SweepConfig
+    from .search.sweep import sweep as sweep
     from .sources.base import Source as Source
     from .sources.load import load_source as load_source
     from .training.fit import FitResult as FitResult
@@ -36,6 +38,8 @@ _HOMES = {
     "fit": "training.fit",
     "Comparison": "comparison.compare",
     "compare": "comparison.compare",
+    "SweepConfig": "search.space",
+    "sweep": "search.sweep",
 }
 _RENAMED: dict[str, str] = {}  # old public names and the new ones; an old one works, and warns
 __all__ = sorted(_HOMES)

@@ -15,7 +15,7 @@ from .labels.space import LabelSpace
 from .labels.templates import resolve_templates, text_class_names
 from .model import PromptedClassifier
 from .prompts.build import build_prompt
-from .registry import MAPPINGS, UserError
+from .registry import MAPPINGS, WEIGHTS, UserError
 from .sources.base import Source
 from .sources.load import load_source, source_options
 
@@ -77,7 +77,7 @@ def build_classifier(
     """Return the untrained classifier that a config describes for a task.
 
     Args:
-        config: ``source``, ``prompt``, ``mapping`` and ``seed`` are used.
+        config: ``source``, ``weights``, ``prompt``, ``mapping`` and ``seed`` are used.
         task: Gives the class names, and where its images are empty, so that a padding prompt acts there too.
         device: Where it runs; the CPU when None.
 
@@ -108,6 +108,7 @@ def build_classifier(
             f"which takes {wanted}"
         )
     source.outputs = wanted
+    WEIGHTS.get(config.weights.kind).from_config(config.weights).apply(source, config.seed)
     if config.prompt.views > 1 and wanted == "features":
         raise UserError(
             f"prompt.views: {config.prompt.views} prompts give logits, and mapping.kind {config.mapping.kind!r} takes "

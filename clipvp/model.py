@@ -29,7 +29,7 @@ from .sources.base import PixelsInParts, Source
 
 
 class PromptedClassifier(nn.Module):
-    """A frozen source made a classifier of the target task.
+    """A source made a classifier of the target task.
 
     Args:
         prompt: Images (B, 3, h, w) in [0, 1] to pixels (V*B, 3, H, W).
@@ -100,7 +100,7 @@ class PromptedClassifier(nn.Module):
 
     @property
     def source_is_frozen(self) -> bool:
-        """Whether only prompt and mapping train; else the source is fine-tuned."""
+        """Whether only prompt and mapping train; else the source has weights that train, see ``source.weights``."""
         return not any(parameter.requires_grad for parameter in self.source.parameters())
 
     @property
@@ -225,11 +225,8 @@ class PromptedClassifier(nn.Module):
         return own + self.prompt.num_trainable()
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Return what training changes, by name: the prompt, the mapping, and the source if it trains."""
-        state = artifact_tensors(self)
-        if not self.source_is_frozen:
-            state |= {f"source.{name}": value for name, value in self.source.state_dict().items()}
-        return state
+        """Return what training changes, by name: the prompt, the mapping, and the source's weights that train."""
+        return artifact_tensors(self)
 
     @torch.no_grad()
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
@@ -314,7 +311,9 @@ class PromptedClassifier(nn.Module):
         repo_id: str | None = None,
         **options: Any,
     ) -> str | None:
-        """Write prompt and mapping, without the source, as ``config.json`` and ``model.safetensors``, and a model card.
+        """Write prompt, mapping and what trained of the source's weights, and a model card.
+
+        The files are ``config.json`` and ``model.safetensors``; the source itself is not written.
 
         Args:
             folder: Made where it is missing.
@@ -327,7 +326,7 @@ class PromptedClassifier(nn.Module):
             The address of the commit where it was pushed, else None.
 
         Raises:
-            UserError: The source's own weights train, ``folder`` is a file, or the mapping cannot be folded.
+            UserError: ``folder`` is a file, or the mapping cannot be folded.
         """
         classifier = self._without_texts() if folded else self
         save_prompt(classifier, Path(folder).expanduser())

@@ -268,6 +268,14 @@ SOURCES = Registry(
         "https": Entry("clipvp.sources.http_service", "load_http", "HttpConfig"),
     },
 )
+WEIGHTS = Registry(
+    "weights",
+    {
+        "frozen": Entry("clipvp.weights.base", "Weights", "FrozenConfig"),
+        "full": Entry("clipvp.weights.full", "FullWeights", "FullConfig"),
+        "lora": Entry("clipvp.weights.lora", "LoraWeights", "LoraConfig"),
+    },
+)
 TASKS = Registry(
     "task",
     {

@@ -9,15 +9,22 @@ processes. `clipvp list configs` and `clipvp list methods` name what comes with 
 files too. `--print_config` shows the config that results, `--help` every key.
 """
 
+import sys
+
 from clipvp.cli import parse, user_errors
 from clipvp.cli.first_use import first_settings, first_source, go_on, is_first_use
 from clipvp.config.parse import given_keys
 
 
-def main() -> None:
+def train(description: str, method: str | None = None) -> None:
+    """Train as the command line says, by a method where it names none."""
     given = given_keys()
-    chooses = is_first_use(given)
-    config, _ = parse(__doc__, defaults={"source.name": first_source()} if chooses else None)
+    chooses = method is None and is_first_use(given)
+    arguments = sys.argv[1:]
+    if method is not None and not any(word.partition("=")[0] == "--method" for word in arguments):
+        arguments = ["--method", method, *arguments]
+    defaults = {"source.name": first_source()} if chooses else None
+    config, _ = parse(description, arguments=arguments, defaults=defaults)
     with user_errors():
         from clipvp.results.folder import claim_output
 
@@ -42,6 +49,10 @@ def main() -> None:
         accelerator.print(summary(result.results, result.output))
         if accelerator.is_main_process:
             print(f"{pictures(result, classifier, task)}\n\n{go_on(result.output)}")
+
+
+def main() -> None:
+    train(__doc__)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ ORDER = [
     {"config"},
     {"labels", "sharing"},
     {"prompts"},
+    {"weights"},
     {"sources"},
     {"mappings"},
     {"data"},
@@ -31,6 +32,7 @@ ORDER = [
     {"scoring", "export", "reference", "serve"},
     {"training"},
     {"comparison", "demo"},
+    {"search"},
     {"cli"},
     {"__main__"},
 ]
@@ -45,6 +47,8 @@ HEAVY = (
     "matplotlib",
     "scipy",
     "sklearn",
+    "optuna",
+    "peft",
 )
 
 
@@ -133,6 +137,7 @@ LOADED = f"print(*(name for name in {HEAVY!r} if name in __import__('sys').modul
 def test_names_and_configs_load_nothing_heavy():
     quick = ["config.parse", "config.schema", "registry", "results.compare", "labels.space", "files"]
     quick += ["results.folder", "results.tables", "progress", "data.catalog", "cli.main", "cli.verbs"]
+    quick += ["search.check"]
     done = run_python("import " + ", ".join(f"clipvp.{name}" for name in quick) + "\n" + LOADED)
     assert done.returncode == 0 and done.stdout.split() == [], done.stdout + done.stderr
 

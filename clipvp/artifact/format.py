@@ -21,6 +21,7 @@ CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 _KEYS = {
     "prompt": dict,
     "mapping": dict,
+    "weights": dict,
     "source": dict,
     "class_names": list,
     "preprocessing": dict,
@@ -130,6 +131,7 @@ def _upgraded(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         source = {key: value for key, value in source.items() if key not in texts}
         config = {**config, "source": {**source, "outputs": "logits", "options": {}, "labels": labels}}
         config = {"plugins": [], "tensors": {}, **config}
+    config = {"weights": {"kind": "frozen"}, **config}
     if isinstance(config.get("source"), dict):
         config = {**config, "source": {"text_tower": True, **config["source"]}}
     for values, kinds, where in ((config, _KEYS, ""), (config.get("source"), _SOURCE_KEYS, "source.")):

@@ -66,34 +66,32 @@ def save_pictures(result: FitResult, classifier: PromptedClassifier, task: Task)
         "curves": plot_curves(result.history),
         "confusion": plot_confusion(scores.confusion, names),
     }
-    if classifier.source_is_frozen:
-        images = _examples(task, classifier)
-        shown = torch.stack([images[c] for c in list(images)[:_EXAMPLES]])
-        first_view = classifier.prompt(shown)[: len(shown)]
-        titles = [names[c] for c in images][:_EXAMPLES]
-        figures["examples"] = plot_examples(shown, first_view, titles)
-        if (links.index >= 0).any():
-            rows = mapping_rows(links, labels.names, names)
-            figures["gallery"] = plot_gallery(rows, [images.get(c) for c in range(len(names))])
-        figures["mapping"] = plot_mapping(scores.counts, links, labels, names)
-        parts = [part for part in classifier.prompt.parts() if part.learned() is not None]
-        for place, part in enumerate(parts, 1):
-            number = "" if len(parts) == 1 else f"_{place}"
-            figures[f"prompt{number}"] = plot_prompt(part)
-            masks = part.masks(shown)
-            if masks is not None:
-                figures[f"masks{number}"] = plot_masks(shown, masks, titles)
-        if any("mapping_changed" in row for row in result.history[1:]):
-            figures["moves"] = plot_moves(result.history, labels, names)
-        if labels.is_text:
-            figures["templates"] = plot_templates(scores.counts, links, labels, names)
-            texts = classifier.mapping.links(_TEXTS)
-            if (texts.index[:, 1:] >= 0).any():
-                figures["texts"] = plot_texts(texts, labels, names)
+    images = _examples(task, classifier)
+    shown = torch.stack([images[c] for c in list(images)[:_EXAMPLES]])
+    first_view = classifier.prompt(shown)[: len(shown)]
+    titles = [names[c] for c in images][:_EXAMPLES]
+    figures["examples"] = plot_examples(shown, first_view, titles)
+    if (links.index >= 0).any():
+        rows = mapping_rows(links, labels.names, names)
+        figures["gallery"] = plot_gallery(rows, [images.get(c) for c in range(len(names))])
+    figures["mapping"] = plot_mapping(scores.counts, links, labels, names)
+    parts = [part for part in classifier.prompt.parts() if part.learned() is not None]
+    for place, part in enumerate(parts, 1):
+        number = "" if len(parts) == 1 else f"_{place}"
+        figures[f"prompt{number}"] = plot_prompt(part)
+        masks = part.masks(shown)
+        if masks is not None:
+            figures[f"masks{number}"] = plot_masks(shown, masks, titles)
+    if any("mapping_changed" in row for row in result.history[1:]):
+        figures["moves"] = plot_moves(result.history, labels, names)
+    if labels.is_text:
+        figures["templates"] = plot_templates(scores.counts, links, labels, names)
+        texts = classifier.mapping.links(_TEXTS)
+        if (texts.index[:, 1:] >= 0).any():
+            figures["texts"] = plot_texts(texts, labels, names)
     plots = result.output / PLOTS
     written = [save_figure(figure, plots / f"{name}.png").name for name, figure in figures.items()]
-    if classifier.source_is_frozen:
-        _illustrate(plots, result.output / PROMPT)
+    _illustrate(plots, result.output / PROMPT)
     return written
 
 

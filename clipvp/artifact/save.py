@@ -1,4 +1,7 @@
-"""Save, load and share a prompt: prompt and mapping alone, without the source. What is loaded is data, never code."""
+"""Save, load and share a prompt: prompt, mapping and what trained of the source's weights, without the source.
+
+What is loaded is data, never code.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from ..images import Reading
 from ..labels.space import LabelSpace
 from ..mappings.base import LabelMapping
 from ..prompts.base import VisualPrompt
-from ..registry import MAPPINGS, PROMPTS, SOURCES, Registry, UserError
+from ..registry import MAPPINGS, PROMPTS, SOURCES, WEIGHTS, Registry, UserError
 from ..results.tables import MOST_LINKS, mapping_rows
 from ..sources.base import Source
 from ..sources.hub import hub_access
@@ -34,17 +37,17 @@ _TOLERANCE = 1e-6  # of mean and std, which libraries may round to float32
 
 
 def artifact_tensors(classifier: PromptedClassifier) -> dict[str, Tensor]:
-    """Return the tensors of an artefact by name: the prompt's and the mapping's."""
-    return _tensors(classifier.prompt, classifier.mapping)
+    """Return the tensors of an artefact by name: the prompt's, the mapping's, and what trained of the source's."""
+    return _tensors(classifier.prompt, classifier.mapping, classifier.source)
 
 
-def _tensors(prompt: VisualPrompt, mapping: LabelMapping) -> dict[str, Tensor]:
-    parts = {"prompt": prompt, "mapping": mapping}
-    return {
-        f"{part}.{name}": value
-        for part, module in parts.items()
-        for name, value in module.state_dict().items()
+def _tensors(prompt: VisualPrompt, mapping: LabelMapping, source: Source) -> dict[str, Tensor]:
+    parts = {
+        "prompt": prompt.state_dict(),
+        "mapping": mapping.state_dict(),
+        "source": source.weights.tensors(source.network),
     }
+    return {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
 
 
 def artifact_config(classifier: PromptedClassifier, public: bool = False) -> dict[str, Any]:
@@ -56,10 +59,12 @@ def artifact_config(classifier: PromptedClassifier, public: bool = False) -> dic
     """
     prompt, source, mapping = classifier.prompt, classifier.source, classifier.mapping
     used = (PROMPTS, prompt.kind), (MAPPINGS, mapping.kind), (SOURCES, source.name.partition(":")[0])
+    used += ((WEIGHTS, source.weights.kind),)
     plugins = [registry.plugin(name) for registry, name in used]
     return {
         "prompt": {"kind": prompt.kind, **prompt.settings},
         "mapping": {"kind": mapping.kind, **mapping.settings},
+        "weights": {"kind": source.weights.kind, **source.weights.settings},
         "source": {
             "name": public_name(source.name) if public else source.name,
             "revision": source.revision,
@@ -99,12 +104,10 @@ def save_prompt(
         name: The hub id that the card tells how to load; a placeholder when None.
 
     Raises:
-        UserError: The source's own weights train, or ``folder`` is a file.
+        UserError: ``folder`` is a file.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{str(folder)!r} is a file, not a folder")
-    if not classifier.source_is_frozen:
-        raise UserError("the source's own weights train, and a saved prompt holds none of them")
     write_artifact(folder, artifact_config(classifier, public), artifact_tensors(classifier))
     home = classifier.folder
     if home is not None and home.resolve() != folder.resolve():
@@ -181,13 +184,14 @@ def load_prompt(
     where = repr(str(prompt))
     _check_plugins(config, where)
     frozen = _load_source(config["source"], where, source, precision, device, local_files_only)
-    visual, mapping = (
+    visual, mapping, weights = (
         _build(registry, config[part], where)
-        for registry, part in ((PROMPTS, "prompt"), (MAPPINGS, "mapping"))
+        for registry, part in ((PROMPTS, "prompt"), (MAPPINGS, "mapping"), (WEIGHTS, "weights"))
     )
+    weights.apply(frozen)
     reading = _reading(config["preprocessing"], where)
     _check_preprocessing(config["preprocessing"], _preprocessing(visual, frozen, reading), where)
-    own = _tensors(visual, mapping)
+    own = _tensors(visual, mapping, frozen)
     if own.keys() != tensors.keys():
         odd = ", ".join(sorted(own.keys() ^ tensors.keys()))
         raise UserError(f"prompt {where}: model.safetensors has missing or extra tensors: {odd}")
@@ -232,6 +236,7 @@ def _check_plugins(config: dict[str, Any], where: str) -> None:
     used = (
         (PROMPTS, config["prompt"].get("kind")),
         (MAPPINGS, config["mapping"].get("kind")),
+        (WEIGHTS, config["weights"].get("kind")),
         (SOURCES, scheme),
     )
     for registry, name in used:

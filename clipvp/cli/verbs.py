@@ -86,6 +86,7 @@ def show(prompt: str, json: bool, **where: Any) -> None:
     rows = [
         ["prompt", _settings(config["prompt"])],
         ["mapping", _settings(config["mapping"])],
+        ["weights", _settings(config["weights"])],
         ["source", source["name"] + (f" @ {source['revision']}" if source.get("revision") else "")],
         ["source weights", source.get("fingerprint")],
         ["classes", f"{len(names)}: {few}"],
@@ -281,9 +282,13 @@ def import_checkpoint(checkpoint: str, source: str, classes: str, output: str) -
 
 def report(runs: list[str], output: str | None) -> None:
     from ..results.page import write_page
+    from ..results.page.sweep import write_sweep_page
+    from ..results.sweep_files import SWEEP
 
     folders = [Path(run).expanduser() for run in runs]
-    print(write_page(folders, Path(output).expanduser() if output else None))
+    file = Path(output).expanduser() if output else None
+    is_sweep = len(folders) == 1 and (folders[0] / SWEEP).is_file()
+    print(write_sweep_page(folders[0], file) if is_sweep else write_page(folders, file))
 
 
 VERBS: dict[str, Callable[..., None]] = {

@@ -23,6 +23,7 @@ from ..registry import (
     PROMPTS,
     SOURCES,
     TASKS,
+    WEIGHTS,
     Registry,
     UserError,
     check_choice,
@@ -135,6 +136,20 @@ class SourceConfig(_Choice):
             raise UserError(f"source.canvas: {self.canvas} is not a size; give one number or [height, width]")
         for side in sides:
             check_positive("source.canvas", side)
+
+
+@dataclass
+class WeightsConfig(_Choice):
+    """Which of the source's own weights train.
+
+    Args:
+        kind: frozen, full (fine-tuning), lora (adapters, LoRA) or a plug-in's.
+    """
+
+    kind: str = "frozen"
+
+    def __post_init__(self):
+        WEIGHTS.check(self.kind)
 
 
 @dataclass
@@ -436,7 +451,8 @@ class RunConfig:
     """A whole run.
 
     Args:
-        source: The frozen model.
+        source: The model.
+        weights: Which of its own weights train.
         prompt: The visual prompt.
         mapping: The label mapping.
         data: The target task.
@@ -450,6 +466,7 @@ class RunConfig:
     """
 
     source: SourceConfig = field(default_factory=SourceConfig)
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     mapping: MappingConfig = field(default_factory=MappingConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -484,6 +501,7 @@ SECTIONS = {
     section.name: section
     for section in (
         Section("source", SourceConfig, SOURCES, "name", _scheme),
+        Section("weights", WeightsConfig, WEIGHTS, "kind", _same),
         Section("prompt", PromptConfig, PROMPTS, "kind", _same),
         Section("mapping", MappingConfig, MAPPINGS, "kind", _same),
         Section("data", DataConfig, TASKS, "name", lambda name: name if name in TASKS else None),

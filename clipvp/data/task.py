@@ -39,7 +39,7 @@ class Task:
         class_names: The T classes in the order of their labels.
         train: Images that train, if any; a task without is a test set.
         val: Images that select, if any.
-        test: Images that are scored once, at the end.
+        test: Images that are scored once, at the end; None for a task ``without_test``.
         split_hash: The same on every machine where the same images, by place, train, validate and test.
         info: Where it came from and how it was split, ready for JSON.
         cache_dir: Folder of decoded images; the user's cache folder when empty.
@@ -56,7 +56,7 @@ class Task:
     class_names: list[str]
     train: ImageSet | None
     val: ImageSet | None
-    test: ImageSet
+    test: ImageSet | None
     split_hash: str
     info: dict[str, Any] = field(default_factory=dict)
     cache_dir: str | None = None
@@ -92,6 +92,10 @@ class Task:
             hint = "; it is a test set, to score prompts on" if self.train is None else ""
             raise UserError(f"{self.name} has no {split} split{hint}")
         return images
+
+    def without_test(self) -> Task:
+        """Return the same task without its test images, so that nothing can read them; the split hash stays."""
+        return replace(self, test=None, whole=None)
 
     def tensors(self, split: str, resize: Resize, *, progress: bool = True) -> ImageTensors:
         """Decode the images of train, val, test or all; see ``images`` and ``ImageSet.tensors``.

@@ -14,10 +14,11 @@ LOCK = ".lock"
 _held: dict[Path, tuple[FileLock, int]] = {}  # of this process, and how often each was taken
 
 
-def take(folder: Path) -> None:
+def take(folder: Path) -> bool:
     """Lock a folder, made where it is missing; a process may do so several times, and gives it back as often.
 
-    On a file system without locks it warns and has no other effect.
+    Returns:
+        False on a file system without locks, where it warns and has no other effect.
 
     Raises:
         UserError: Another process holds it.
@@ -26,7 +27,7 @@ def take(folder: Path) -> None:
     if place in _held:
         lock, times = _held[place]
         _held[place] = lock, times + 1
-        return
+        return True
     place.mkdir(parents=True, exist_ok=True)
     lock = FileLock(place / LOCK, timeout=0, thread_local=False)
     try:
@@ -38,8 +39,9 @@ def take(folder: Path) -> None:
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or str(error) or "the file system has no locks"
         warnings.warn(f"output: {str(folder)!r} is not guarded against a second run: {reason}", stacklevel=2)
-        return
+        return False
     _held[place] = lock, 1
+    return True
 
 
 def give_back(folder: Path) -> None:

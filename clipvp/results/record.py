@@ -20,7 +20,6 @@ from ..progress import Clock
 from ..sources.origin import public_name
 from .tables import (
     EPOCH_COLUMNS,
-    MAPPING_COLUMNS,
     MOST_LINKS,
     SAVED_PROMPTS,
     SCORE_COLUMNS,
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
     from ..scoring.scores import EvalResult
 
 _PACKAGES = ("clipvp", "torch", "timm", "transformers", "open_clip_torch", "datasets", "accelerate", "numpy")
-VISUAL_PROMPT = "visual prompt"
+_METHODS = {True: "visual prompt", False: "trained weights"}  # by whether the source is frozen
 _EMPTY = {"acc1": None, "acc5": None, "mean_per_class_recall": None, "n": 0}
 # The folders of a local path, after the scheme of a source if there is one. The address of a web page does not match.
 _FOLDERS = re.compile(r"^(\w+:)?(?:/(?!/)|~[^/]*/|\.{1,2}/(?=.*/)).*?([^/]+)/*$")
@@ -89,18 +88,18 @@ def build_results(
     test: dict[str, EvalResult],
     clock: Clock,
     accelerator: Accelerator,
-    method: str = VISUAL_PROMPT,
 ) -> dict[str, Any]:
     """Return the content of results.json; accuracies are 0..1, null where they do not apply."""
     source, mapping = classifier.source, classifier.mapping
-    kept = "best_val" if "best_val" in test else "last"
+    kept = "last" if best is None else "best_val"
     table = mapping_rows(mapping.links(MOST_LINKS), source.labels.names, classifier.class_names)
-    for row, accuracy in zip(table, test[kept].per_class(), strict=True):
+    accuracies = test[kept].per_class() if test else [None] * len(table)
+    for row, accuracy in zip(table, accuracies, strict=True):
         row["acc1"] = accuracy
     on_gpu = accelerator.device.type == "cuda"
     return {
         "task": task.name,
-        "method": method,
+        "method": _METHODS[classifier.source_is_frozen],
         "source": {
             "name": source.name,
             "revision": source.revision,
@@ -108,22 +107,25 @@ def build_results(
             "canvas": list(source.canvas),
             "precision": source.precision,
         },
+        "weights": {"kind": source.weights.kind, **source.weights.settings},
         "prompt": {"kind": classifier.prompt.kind, **classifier.prompt.settings},
         "mapping": {"kind": mapping.kind, **mapping.settings},
         "encodes_per_image": classifier.prompt.views,
         "seed": config.seed,
         "num_train": len(data["train"]),
         "num_val": len(data["val"]) if "val" in data else 0,
-        "num_test": len(data["test"]),
+        "num_test": len(data["test"]) if "test" in data else 0,
         "num_classes": len(classifier.class_names),
         "skipped_images": {split: len(batches.skipped) for split, batches in data.items()},
         "split_hash": task.split_hash,
         "identity": task.identity,
         "protocol": config.train.protocol,
-        "saved_prompt": kept if method == VISUAL_PROMPT else None,
+        "saved_prompt": kept,
         "metrics": {
-            "test.last": test["last"].to_dict(),
-            "test.best_val": test["best_val"].to_dict() if "best_val" in test else dict(_EMPTY),
+            **{
+                f"test.{name}": test[name].to_dict() if name in test else dict(_EMPTY)
+                for name in ("last", "best_val")
+            },
             **({"test.average": test["average"].to_dict()} if "average" in test else {}),
             "val.best": {key: best[key] for key in _EMPTY} if best else dict(_EMPTY),
         },
@@ -195,8 +197,6 @@ def summary(results: dict[str, Any], output: Path, most: int = 40) -> str:
         most: Classes in the mapping table.
     """
     table, left = results["mapping_table"][:most], max(0, len(results["mapping_table"]) - most)
-    # The source labels of a baseline are the classes themselves.
-    columns = MAPPING_COLUMNS if results["method"] == VISUAL_PROMPT else ("class", "acc1")
     scores = tabulate(
         scores_table(results["metrics"]),
         headers=["", *SCORE_COLUMNS.values()],
@@ -210,7 +210,7 @@ def summary(results: dict[str, Any], output: Path, most: int = 40) -> str:
     skipped = sum(results["skipped_images"].values())
     encodes = results.get("encodes_per_image", 1)
     sections = [
-        [mapping_table(table, columns), f"... and {left} more classes in results.json" if left else ""],
+        [mapping_table(table), f"... and {left} more classes in results.json" if left else ""],
         [scores],
         [
             "; ".join(part for part in (best, f"prompt/ holds {saved}" if saved else "") if part),

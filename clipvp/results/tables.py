@@ -75,6 +75,9 @@ CAPTIONS = {
     "texts": "What the mapping leans on: weights of each class's texts",
     "confusion": "Confusion of the test images",
     "moves": "How the mapping moved",
+    "history": "The trials of the sweep in their order",
+    "importance": "Which keys matter",
+    "slices": "Validation accuracy along each key",
 }
 
 MOST_LINKS = 5  # source labels that results.json holds of each class

@@ -1,7 +1,7 @@
-"""A source: a frozen vision model from pixels in [0, 1] to source logits, its labels and its preprocessing.
+"""A source: a vision model from pixels in [0, 1] to source logits, its labels and its preprocessing.
 
-Normalisation is done here and nowhere else. Parameters never train, norm statistics never change, and the pixels'
-gradient always passes.
+Normalisation is done here and nowhere else. As loaded it is frozen: no parameter trains and no norm statistic changes,
+unless ``weights`` says so. The pixels' gradient always passes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ..images import Resize
 from ..labels.space import LabelSpace
 from ..registry import UserError
 from ..sharing import Box, CoreTape, Held, SplitNetwork
+from ..weights.base import Weights
 from .fingerprint import weights_fingerprint
 from .frozen_norms import FrozenNorms
 
@@ -115,6 +116,7 @@ class Source(nn.Module):
         keeps_weights: The weights stay in fp32, for ``full_precision``, whatever ``precision`` is; set before any use.
         has_logits: False for a CLIP without its texts, which gives features alone.
         gives_gradient: False for a source that only answers: no gradient passes through it.
+        weights: Which of its weights train; none of a source as loaded.
         options: Further keywords that ``load_source`` was given, of a plug-in's scheme.
         mean, std: Buffers (3, 1, 1) of the normalisation.
     """
@@ -155,6 +157,7 @@ class Source(nn.Module):
         )
         self._fingerprint, self._network_fingerprint = fingerprint, None
         self.outputs = "logits"
+        self.weights = Weights()
         self.options: dict[str, Any] = {}
         self._norms = FrozenNorms()
         self._split_network = SplitNetwork(self.network)
@@ -192,8 +195,10 @@ class Source(nn.Module):
         return self._network_fingerprint
 
     def train(self, mode: bool = True) -> Source:
-        """Stay in evaluation mode, also when a parent module is set to training mode."""
-        return super().train(False)
+        """Stay in evaluation mode, but for what ``weights`` trains."""
+        super().train(False)
+        self.weights.train(self.network, mode)
+        return self
 
     def normalize(self, pixels: Tensor) -> Tensor:
         return (pixels - self.mean) / self.std
@@ -235,6 +240,10 @@ class Source(nn.Module):
 
     def run(self, network: nn.Module, *inputs) -> Tensor:
         """Return ``network(*inputs)`` in float32, computed in the source's precision."""
+        with self.weights.running():
+            return self._run(network, *inputs)
+
+    def _run(self, network: nn.Module, *inputs) -> Tensor:
         if self.computes_in == "fp32":
             with self._norms if self._gains_by_norms(network) else nullcontext():
                 return network(*inputs).float()

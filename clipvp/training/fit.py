@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from ..progress import Clock, Estimate, Progress
 from ..registry import UserError
 from ..results.correct import pack, write_correct
 from ..results.folder import CHECKPOINTS, PROMPT, PROMPT_AVERAGE, RESULTS, RunFolder
-from ..results.record import VISUAL_PROMPT, build_results, epoch_line, saved_results
+from ..results.record import build_results, epoch_line, saved_results
 from ..results.tables import EPOCH_COLUMNS, SCORE_COLUMNS, percent, scores_table
 from ..scoring.scores import EvalResult
 from .checkpoint import Checkpoints
@@ -45,6 +46,9 @@ _LOOK_EVERY = 8
 # Seconds between two checkpoints at the ends of epochs, where an epoch touches no image.
 _FEATURES_SAVE_SECONDS = 10
 
+# Is given the history, one row a finished epoch, and returns whether the run ends here.
+AfterEpoch = Callable[[list[dict[str, Any]]], bool]
+
 
 @dataclass
 class FitResult:
@@ -53,7 +57,8 @@ class FitResult:
     Args:
         results: The content of results.json.
         history: One row an epoch, the content of metrics.jsonl.
-        test: Scores of the test images with the ``last`` prompt, and the ``best_val`` one if there is one.
+        test: Scores of the test images with the ``last`` prompt, and the ``best_val`` one if there is one; empty
+            where the task has no test images.
         output: The run's folder.
     """
 
@@ -79,16 +84,22 @@ def _cell(key: str, value: Any) -> str | None:
 
 @float32_default()
 def fit(
-    classifier: PromptedClassifier, task: Task, config: RunConfig, accelerator: Accelerator | None = None
+    classifier: PromptedClassifier,
+    task: Task,
+    config: RunConfig,
+    accelerator: Accelerator | None = None,
+    after_epoch: AfterEpoch | None = None,
 ) -> FitResult:
-    """Train a classifier's prompt and mapping on a task, score it, and leave a run folder.
+    """Train a classifier's prompt, mapping and weights on a task, score it, and leave a run folder.
 
     Args:
         classifier: Changed in place. It ends with the best prompt on validation, or with the last one
             where the task has no validation split.
-        task: The target task.
+        task: The target task; one ``without_test`` has no test scores.
         config: ``optim``, ``train``, ``seed``, ``output``, ``resume`` and ``overwrite`` are used; the rest is recorded.
         accelerator: Processes and device; a new one when None.
+        after_epoch: Called on the main process after each epoch, and once when the run goes on from a checkpoint. The
+            run ends, with its scores and files, where it returns True.
 
     Raises:
         UserError: The output folder holds another run, images cannot be read, or the loss is not a number.
@@ -107,7 +118,7 @@ def fit(
         fixed = fixed_outputs(classifier, config.train)
         run.claim(resume=config.resume == "auto", overwrite=config.overwrite)
     try:
-        return _fit(classifier, task, config, accelerator, run, fixed)
+        return _fit(classifier, task, config, accelerator, run, fixed, after_epoch)
     finally:
         run.release()
 
@@ -119,13 +130,14 @@ def _fit(
     accelerator: Accelerator,
     run: RunFolder,
     fixed: bool,
+    after_epoch: AfterEpoch | None,
 ) -> FitResult:
     clock, progress = Clock(), Progress(config.train.progress and accelerator.is_main_process)
     classifier.to(accelerator.device)
     classifier.reading = classifier.reading.updated(task.reading)
     classifier.source.keeps_weights |= config.train.protocol == "paper"
     selects = task.val is not None and config.train.protocol == "val"
-    splits = ["train", "val", "test"] if selects else ["train", "test"]
+    splits = ["train", *(["val"] if selects else []), *(["test"] if task.test is not None else [])]
     crops = takes_originals(config.train.augment)
     with clock("data"):
         resize, shown = classifier.resize, progress.shown
@@ -195,6 +207,16 @@ def _fit(
                     checkpoints.save(step, tensors, values)
         last_saved = time.monotonic()
 
+    def asked_to_end() -> bool:
+        """Return whether the run ends before its last epoch; every process must call it."""
+        told = False
+        if after_epoch is not None:
+            with fail_together(accelerator):
+                told = accelerator.is_main_process and bool(after_epoch(trainer.state.history))
+            [told] = _any_process(accelerator, told)
+        return told or trainer.state.waited(config.train.patience)
+
+    ended = found is not None and asked_to_end()
     with StopRequest() as stop:
 
         def after_step() -> None:
@@ -215,7 +237,7 @@ def _fit(
                 )
 
         for epoch in range(trainer.state.epoch, epochs):
-            if trainer.state.waited(config.train.patience):
+            if ended:
                 break
             if trainer.state.step == 0 and not trainer.queries.epoch_allowed(epoch):
                 break
@@ -250,7 +272,8 @@ def _fit(
             progress.line(epoch_line(state.row, epochs))
             tracking.epoch(state.row)
             trainer.end_epoch()
-            last = ends or state.waited(config.train.patience) or not trainer.queries.epoch_allowed(epoch + 1)
+            ended = asked_to_end()
+            last = ends or ended or not trainer.queries.epoch_allowed(epoch + 1)
             # An epoch on features is quicker than a write to the disk.
             [writes] = _any_process(
                 accelerator, not fixed or last or time.monotonic() - last_saved > _FEATURES_SAVE_SECONDS
@@ -264,25 +287,15 @@ def _fit(
 
     state = trainer.state
     with clock("testing"):
-        test = {"last": trainer.score("test", "testing the last prompt")}
-        average = trainer.average_state() if config.train.average else None
-        if average is not None:
-            kept = copied(classifier.trained_state())
-            classifier.load_trained_state(average)
-            test["average"] = trainer.score("test", "testing the average")
-            classifier.load_trained_state(kept)
+        test, average = _final_scores(trainer) if "test" in data else ({}, None)
         if state.best is not None:
             classifier.load_trained_state(trainer.best_state)
-            same = state.best["epoch"] == state.epoch
-            test["best_val"] = test["last"] if same else trainer.score("test", "testing the best prompt")
-    method = VISUAL_PROMPT if classifier.source_is_frozen else "fine-tuning"
-    results = build_results(config, classifier, task, data, state.best, test, clock, accelerator, method)
+    results = build_results(config, classifier, task, data, state.best, test, clock, accelerator)
     results["queries"] = {"total": sum(state.queries.values()), **state.queries}
     if state.best_on_test is not None:
         results["metrics"]["test.best_on_test"] = state.best_on_test
     with fail_together(accelerator):
-        if classifier.source_is_frozen:
-            _save_prompts(classifier, run, results, average, test)
+        _save_prompts(classifier, run, results, average, test)
         if run.writes:
             right = {
                 f"test.{name}": pack(result.correct)
@@ -295,9 +308,26 @@ def _fit(
                 right["val.best"] = state.best["correct"]
             write_correct(run.path, task.split_hash, task.test_hash, right)
         run.write_results(results)
-    tracking.end(classifier, test[results["saved_prompt"] or "last"], results["metrics"], state.epoch)
+    tracking.end(classifier, test.get(results["saved_prompt"]), results["metrics"], state.epoch)
     accelerator.wait_for_everyone()
     return FitResult(results, state.history, test, run.path)
+
+
+def _final_scores(trainer: Trainer) -> tuple[dict[str, EvalResult], dict[str, Tensor] | None]:
+    """Return the test scores of the last prompt, the average and the best one; and the average's state, if any."""
+    classifier, state = trainer.classifier, trainer.state
+    test = {"last": trainer.score("test", "testing the last prompt")}
+    last = copied(classifier.trained_state())
+    average = trainer.average_state() if trainer.config.train.average else None
+    if average is not None:
+        classifier.load_trained_state(average)
+        test["average"] = trainer.score("test", "testing the average")
+    if state.best is not None:
+        classifier.load_trained_state(trainer.best_state)
+        same = state.best["epoch"] == state.epoch
+        test["best_val"] = test["last"] if same else trainer.score("test", "testing the best prompt")
+    classifier.load_trained_state(last)
+    return test, average
 
 
 def _save_prompts(

@@ -28,6 +28,7 @@ from ..prompts.part_norm import PartNorm
 from ..registry import GRADIENTS, UserError
 from ..results.correct import pack
 from ..scoring.scores import EvalResult, score
+from ..sources.base import Source
 from .gradients import GradientRule
 from .optim import ScheduledOptimizer, lr_at
 from .queries import Queries
@@ -73,7 +74,7 @@ class Trainer:
                 prompt.masks_gradient = False
         self.gradient_rule: GradientRule = GRADIENTS.get(config.train.gradient)(config.train, config.seed)
         self.source_is_frozen = classifier.source_is_frozen
-        self.running_norms = _running_norms(classifier.source.network)
+        self.running_norms = _running_norms(classifier.source)
         self.part_norms = [module for module in classifier.modules() if isinstance(module, PartNorm)]
         self.running = self._empty_running()
         self.state = State()
@@ -165,6 +166,7 @@ class Trainer:
             self.noted.append(self._take_norms())
             return [torch.zeros_like(parameter) for parameter in self.parameters]
         images, labels = self.data["train"].take(part, augment)
+        self.classifier.source.weights.begin(self.config.seed, self.state.epoch, part)
         calls = 0
 
         def loss() -> Tensor:
@@ -364,11 +366,13 @@ def copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in state.items()}
 
 
-def _running_norms(network: nn.Module) -> list[Tensor]:
-    """Return the running statistics of batch norms in a network that trains; nothing for a frozen one."""
-    if not any(parameter.requires_grad for parameter in network.parameters()):
+def _running_norms(source: Source) -> list[Tensor]:
+    """Return the running statistics of batch norms that training moves."""
+    if not source.weights.trains_norms:
         return []
-    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [
+        module for module in source.network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    ]
     found = [value for norm in norms for value in (norm.running_mean, norm.running_var)]
     return [value for value in found if value is not None]
 

@@ -71,13 +71,13 @@ class Tracking:
         self.accelerator.log(numbers, step=step)
 
     def end(
-        self, classifier: PromptedClassifier, test: EvalResult, metrics: dict[str, Any], step: int
+        self, classifier: PromptedClassifier, test: EvalResult | None, metrics: dict[str, Any], step: int
     ) -> None:
         """Report the final scores and the pictures, and close the trackers that were opened here."""
         scores = {key: value for key, value in flat(metrics).items() if isinstance(value, (int, float))}
         self.accelerator.log(scores, step=step)
         takers = [tracker for tracker in self.accelerator.trackers if tracker.name in _PICTURES]
-        if takers and classifier.source_is_frozen and self.accelerator.is_main_process:
+        if takers and test is not None and self.accelerator.is_main_process:
             pictures = _pictures(classifier, test)
             for tracker in takers if pictures else []:
                 _PICTURES[tracker.name](tracker, pictures, step)

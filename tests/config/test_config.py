@@ -21,6 +21,7 @@ from clipvp.config.schema import (
 from clipvp.config.values import differences, from_dict, to_dict
 from clipvp.registry import Entry, Registry, UserError, nearest
 from clipvp.results.folder import config_yaml
+from clipvp.search.space import SweepRunConfig
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
 
@@ -107,7 +108,8 @@ def test_how_a_run_was_started_is_not_written_down():
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_of_the_recipes_is_one(path):
-    config = from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config = from_dict(values, SweepRunConfig if "sweep" in values else RunConfig)
     assert isinstance(config, RunConfig)
 
 

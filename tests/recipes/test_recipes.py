@@ -78,14 +78,16 @@ def test_the_written_config_is_a_command_line(run, options, no_pictures):
     assert Path("first", weights).read_bytes() == Path("second", weights).read_bytes()
 
 
-def test_finetuning_leaves_results_of_the_same_shape(run, options):
-    printed = run("finetune", *options, "--output=run")
+@pytest.mark.parametrize("recipe, kind", [("finetune", "full"), ("lora", "lora")])
+def test_recipes_whose_source_trains_leave_results_of_the_same_shape(run, options, no_pictures, recipe, kind):
+    printed = run(recipe, *options, "--output=run")
     results = read_results("run")
-    assert results["method"] == "fine-tuning" and results["num_train"] == 24 and results["num_classes"] == 3
+    assert results["method"] == "trained weights" and results["weights"]["kind"] == kind
+    assert results["num_train"] == 24 and results["num_classes"] == 3
     assert set(results["metrics"]) == {"test.last", "test.best_val", "val.best"}
     assert results["metrics"]["test.last"]["n"] == 15
-    assert "source label" not in printed and "prompt/" not in printed and "test, last epoch" in printed
-    assert not Path("run/prompt").exists()
+    assert "source label" not in printed and "test, last epoch" in printed
+    assert PromptedClassifier.from_pretrained("run/prompt").class_names == ["class0", "class1", "class2"]
 
 
 def test_a_second_run_into_the_same_folder_is_refused(run, options, no_pictures, capsys):

@@ -336,17 +336,18 @@ def test_processes_that_finetune_hold_one_network(images, tiny_timm, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(f"""
 from accelerate import Accelerator
-from clipvp import fit, load_source, load_task
-from clipvp.training.finetune import finetune_classifier
+from clipvp import build_classifier, fit, load_task
 from clipvp.config.values import from_dict
 
 accelerator = Accelerator()
 config = from_dict({{
+    "source": {{"name": {tiny_timm!r}, "canvas": 32}}, "weights": {{"kind": "full"}},
+    "prompt": {{"kind": "none"}}, "mapping": {{"kind": "linear"}},
     "data": {{"name": {str(images)!r}}}, "optim": {{"lr": 0.01}}, "output": {str(tmp_path / "run")!r},
     "train": {{"epochs": 2, "batch_size": 16, "progress": False}},
 }})
 task = load_task(config.data, seed=0)
-classifier = finetune_classifier(load_source({tiny_timm!r}, canvas=32), task.class_names)
+classifier = build_classifier(config, task)
 norm = next(module for module in classifier.source.network.modules() if hasattr(module, "running_mean"))
 before = norm.running_mean.clone()
 fit(classifier, task, config, accelerator)
@@ -362,3 +363,24 @@ accelerator.end_training()
     out, said = running.communicate(timeout=120)
     assert running.returncode == 0, said
     assert out.splitlines() == ["apart 0.0"] * 2
+
+
+@pytest.mark.slow
+def test_adapters_with_dropout_are_the_same_on_two_processes(images, tiny_timm_vit, tmp_path):
+    def options(output: str, *more: str) -> list[str]:
+        values = {"weights.kind": "lora", "weights.dropout": 0.25, "prompt.kind": "none"}
+        values |= {"mapping.kind": "linear", "source.name": tiny_timm_vit, "source.canvas": 32}
+        values |= {"data.name": images, "data.cache_dir": tmp_path / "cache", "optim.lr": 0.01}
+        values |= {"train.epochs": 2, "train.batch_size": 16, "train.progress": "false"}
+        return [
+            *(f"--{key}={value}" for key, value in values.items()),
+            f"--output={tmp_path / output}",
+            *more,
+        ]
+
+    alone(options("one", "--train.gradient_accumulation_steps=2"))
+    launched(2, options("two"))
+    one, two = (load_file(tmp_path / name / "prompt" / "model.safetensors") for name in ("one", "two"))
+    assert any(".lora_" in name for name in one)
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,33 @@
+"""Search config keys for the best validation accuracy; no trial sees a test image.
+
+    clipvp sweep --config quickstart --config sweeps/linear_head [--sweep.trials 60] [--section.key value ...]
+
+`sweep.space` names the keys. For as many workers start the command as often, also on machines that share the output
+folder; the trial of a killed worker goes on in another. Leaves best.yaml, sweep.json and report.html in --output.
+"""
+
+from clipvp.cli import parse, user_errors
+from clipvp.search.space import SweepRunConfig
+
+
+def main() -> None:
+    config, _ = parse(__doc__, SweepRunConfig, defaults={"output": "runs/sweep"})
+    with user_errors():
+        from clipvp.search.check import check_sweep
+
+        check_sweep(config.base(), config.sweep)
+
+        from clipvp import sweep
+        from clipvp.cpu import prepare_cpu
+        from clipvp.results.folder import PAGE
+        from clipvp.results.sweep_files import BEST, trials_table
+
+        prepare_cpu()
+        found = sweep(config.base(), config.sweep)
+        print(f"\n{trials_table(found.trials, config.sweep.space)}\n")
+        print(f"best config  {found.output / BEST}\npage         {found.output / PAGE}")
+        print(f"clipvp train --config {found.output / BEST} trains it again and scores the test images")
+
+
+if __name__ == "__main__":
+    main()
