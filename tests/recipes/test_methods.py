@@ -90,7 +90,9 @@ def test_a_linear_head_learns_what_colours_tell(method, task, tiny_timm, tmp_pat
     assert result.results["metrics"]["test.last"]["acc1"] > 0.8  # chance is 1/3
 
 
-@pytest.mark.parametrize("method", sorted(OF_CLIP - {"ilm_within", "vp_tp", "vp", "evp", "zero_shot", "clip_lora"}))
+@pytest.mark.parametrize(
+    "method", sorted(OF_CLIP - {"ilm_within", "vp_tp", "vp", "evp", "zero_shot", "clip_lora"})
+)
 def test_texts_for_a_closed_source_are_one_line(method, task, tiny_timm, tmp_path):
     run = run_of(method, tiny_timm, tmp_path / "run")
     run.mapping.templates = None
