@@ -15,7 +15,7 @@ from clipvp.registry import UserError
 from clipvp.results.folder import config_yaml
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-CONFIGS = sorted((RECIPES / "configs").rglob("*.yaml"))
+CONFIGS = [path for path in sorted((RECIPES / "configs").rglob("*.yaml")) if path.parent.name != "sweeps"]
 
 
 def typed(*arguments: str, **options) -> RunConfig:
