@@ -18,9 +18,11 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "pages").rglob("*.md"))]
 BLOCK = re.compile(r"^(<!-- not run[^\n]*\n)?```(bash|python)\n(.*?)^```", flags=re.S | re.M)
 # Verbs that train, and what makes them quick; a later option overrides an earlier one.
-QUICK = "--train.epochs 1 --train.batch_size 8 --data.max_train 24 --data.shots null --data.max_test 12"
-QUICK += " --source.canvas 72"
-TRAINS = {"train"}
+LITTLE = "--train.batch_size 8 --data.max_test 12 --source.canvas 72"
+QUICK = {
+    "train": f"--train.epochs 1 --data.max_train 24 --data.shots null {LITTLE}",
+    "compare": f"--methods [class_means] --seeds [0] --data.shots 4 {LITTLE}",
+}
 
 
 def runnable(page: Path) -> list[tuple[str, str]]:
@@ -85,9 +87,8 @@ def commands(text: str) -> list[str]:
     """Return the commands of a bash block, those that train with options that make them quick."""
     lines = text.replace("\\\n", " ").splitlines()
     found = [line for line in lines if line.strip() and not line.startswith("#")]
-    return [
-        f"{line.partition('  #')[0]} {QUICK}" if TRAINS & set(line.split()[:9]) else line for line in found
-    ]
+    more = [" ".join(quick for verb, quick in QUICK.items() if verb in line.split()[:9]) for line in found]
+    return [f"{line.partition('  #')[0]} {options}" for line, options in zip(found, more, strict=True)]
 
 
 def run_bash(text: str, capsys) -> None:
