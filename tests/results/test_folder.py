@@ -112,7 +112,7 @@ def test_a_watched_pass_is_the_pass(capsys):
 
 def test_a_bar_asks_for_values_seldom(monkeypatch):
     asked = []
-    monkeypatch.setattr("clipvp.progress.tqdm", FakeBar)
+    monkeypatch.setattr("clipvp.progress.bar_of_place", FakeBar)
     with Progress(True).bar(1000, "training") as bar:
         for _ in range(1000):
             bar.advance(1, lambda: asked.append(1) or {"loss": 1.0})

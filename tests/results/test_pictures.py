@@ -62,7 +62,7 @@ def draw(tmp_path, monkeypatch):
     save = pictures.save_figure
     monkeypatch.setattr(pictures, "save_figure", keep)
 
-    def run(mapping=None, prompt=None, labels=None, history=HISTORY, frozen=True):
+    def run(mapping=None, prompt=None, labels=None, history=HISTORY):
         network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 6))
         source = closed_source(network, 6, canvas=(8, 8))
         source.labels = labels or source.labels
@@ -72,10 +72,7 @@ def draw(tmp_path, monkeypatch):
         source.outputs = mapping.takes
         prompt = prompt or PaddingPrompt((8, 8), (4, 4))
         classifier = PromptedClassifier(prompt, source, mapping, NAMES)
-        if frozen:
-            classifier.save_pretrained(tmp_path / "prompt")
-        else:
-            source.network.requires_grad_(True)
+        classifier.save_pretrained(tmp_path / "prompt")
         scores = EvalResult(18 / 25, None, 0.7, 25, CONFUSION, Counts.from_matrix(TEST))
         result = SimpleNamespace(test={"last": scores}, history=history, output=tmp_path)
         written = pictures.save_pictures(result, classifier, small_task())
@@ -177,8 +174,3 @@ def test_a_mapping_on_features_has_counts_and_no_labels(draw):
     labels = [int(name.split()[1]) for name in names_of(ax.yaxis)]
     np.testing.assert_array_equal(cells(ax), TEST[labels])
     assert not ax.patches and "no class takes a label" in figures["mapping"].get_suptitle().replace("\n", " ")
-
-
-def test_fine_tuning_has_curves_and_confusion(draw, tmp_path):
-    assert draw(frozen=False).keys() == ALWAYS
-    assert not (tmp_path / "prompt").exists()

@@ -72,12 +72,6 @@ def test_missing_scores_are_not_mentioned():
     assert any(NAMES["test.best_on_test"] in line and "75.0 %" in line for line in page.splitlines())
 
 
-def test_a_baseline_has_no_mapping_and_no_saved_prompt():
-    page = summary(results(method="linear probe", saved_prompt=None), Path("r"))
-    assert MAPPING_COLUMNS["label"] not in page and "prompt" not in page and NAMES["test.last"] in page
-    assert MAPPING_COLUMNS["class"] in page and MAPPING_COLUMNS["acc1"] in page
-
-
 def test_columns_without_any_value_are_left_out():
     table = [
         {**row, "label": None, "index": -1, "count": None, "share": None}

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..tables import CAPTIONS
 from .base import BLUE, ORANGE, VERMILION, Sheet, name_axis, new_figure, shorten, text_width, title, writing
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def plot_importance(found: Mapping[str, Any], ax: Axes | None = None) -> Figure:
     names, shares = list(found["importance"])[::-1], list(found["importance"].values())[::-1]
     margin = text_width(names, 9) + 0.6
     sheet = Sheet.of(ax, 1, len(names), (5.0, 0.4), (margin, 1.0))
-    sheet.title("Which keys matter")
+    sheet.title(CAPTIONS["importance"])
     sheet.ax.barh(range(len(names)), [100 * share for share in shares], color=BLUE)
     name_axis(sheet.ax.yaxis, range(len(names)), names, 9)
     sheet.foot("share of the differences (%)", "")
@@ -63,7 +64,7 @@ def plot_slices(found: Mapping[str, Any]) -> Figure:
     keys = [key for key in found["space"] if any(key in row["params"] for row in found["trials"])]
     columns, rows = min(_COLUMNS, len(keys)), -(-len(keys) // _COLUMNS)
     figure = new_figure(3.4 * columns + 0.4, 2.7 * rows + 0.4)
-    title(figure, "Validation accuracy along each key")
+    title(figure, CAPTIONS["slices"])
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for panel, key in zip(panels.flat, keys, strict=False):
         _slice(panel, found, key)
