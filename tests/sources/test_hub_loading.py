@@ -300,7 +300,7 @@ def test_a_host_that_does_not_exist_is_noticed_at_once(home, monkeypatch):
     monkeypatch.setattr(hub, "getproxies", dict)
     for endpoint in ("http://127.0.0.1:1", "https://no-such-host.invalid"):
         start = time.monotonic()
-        assert not hub._is_reachable(endpoint)
+        assert not hub.is_reachable(endpoint)
         assert time.monotonic() - start < 8
 
 
@@ -318,7 +318,7 @@ def test_a_host_that_does_not_answer_is_given_up_after_the_timeout(monkeypatch):
 
     monkeypatch.setattr(hub.socket, "create_connection", hang)
     start = time.monotonic()
-    assert not hub._is_reachable("https://example.invalid")
+    assert not hub.is_reachable("https://example.invalid")
     assert time.monotonic() - start < 1.5
 
 
@@ -328,9 +328,9 @@ def test_a_host_behind_a_proxy_counts_as_reachable(monkeypatch):
     for name in ("no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    assert hub._is_reachable("http://hub.invalid")
+    assert hub.is_reachable("http://hub.invalid")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    assert hub._is_reachable("http://hub.invalid") and not hub._is_reachable("http://127.0.0.1:1")
+    assert hub.is_reachable("http://hub.invalid") and not hub.is_reachable("http://127.0.0.1:1")
 
 
 # What cannot be loaded
