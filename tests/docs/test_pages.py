@@ -19,8 +19,10 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "pages").rglob("*.md"))]
 BLOCK = re.compile(r"^(<!-- not run[^\n]*\n)?```(bash|python)\n(.*?)^```", flags=re.S | re.M)
 # Verbs that train, and what makes them quick; a later option overrides an earlier one.
 LITTLE = "--train.batch_size 8 --data.max_test 12 --source.canvas 72"
+TRAIN = f"--train.epochs 1 --data.max_train 24 --data.shots null {LITTLE}"
 QUICK = {
-    "train": f"--train.epochs 1 --data.max_train 24 --data.shots null {LITTLE}",
+    "train": TRAIN,
+    "base_to_new.py": TRAIN,
     "compare": f"--methods [class_means] --seeds [0] --data.shots 4 {LITTLE}",
 }
 
