@@ -86,7 +86,7 @@ RUNS = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(RUNS)
 def test_a_config_survives_dictionaries_json_and_yaml(config):
     values = to_dict(config)
