@@ -99,7 +99,7 @@ class ScaledPrompt(VisualPrompt):
         self.check(images)
         y, x = (places / self.scale for places in (self.y, self.x))
         grid = torch.stack([x[None, :].expand(self.canvas), y[:, None].expand(self.canvas)], -1)
-        grid = grid.expand(len(images), -1, -1, -1)
+        grid = grid.expand(images.shape[0], -1, -1, -1)
         inside = F.grid_sample(images, grid, "bilinear", "border", align_corners=False)
         return torch.where(self.frame(), torch.sigmoid(self.delta), inside)
 
