@@ -148,7 +148,7 @@ class WeightsConfig(_Choice):
 
     kind: str = "frozen"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         WEIGHTS.check(self.kind)
 
 
