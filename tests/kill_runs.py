@@ -76,7 +76,7 @@ def main() -> None:
     for kill in range(options.kills):
         # Testing comes at the end of a run; then there is nothing else left to be killed in.
         phase = "testing" if kill >= options.kills - 2 else PHASES[kill % (len(PHASES) - 1)]
-        entries = 1 if phase in ("data", "testing") else chance.randint(1, 2)
+        entries = 1 if phase in ("data", "core", "testing") else chance.randint(1, 2)
         delay = chance.uniform(0, 0.004 if phase == "saving" else 0.02)
         where = killed_in(arguments, phase, entries, delay)
         if where is None:
