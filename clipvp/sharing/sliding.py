@@ -37,6 +37,8 @@ def slide(
     """
     size_out = how.output_size(input.canvas)
     box, core = how.grow(input.layout.box, size_out), input.layout.core
+    if not input.layout.has_outer:  # windows in the padding alone see no part of the map
+        box = (0, 0, *size_out)
     if core is not None:
         core = how.shrink(core, input.canvas, size_out)
     layout = Layout(size_out, box).with_core(core)
