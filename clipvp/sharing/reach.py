@@ -56,8 +56,8 @@ class Slide(NamedTuple):
         """Return height and width of the output for a map of ``size``."""
         sizes = []
         for i in (0, 1):
-            room = size[i] + self.before[i] + self.after[i] - self._reach(i) - 1
-            count = (ceil(room / self.stride[i]) if self.ceil_mode else room // self.stride[i]) + 1
+            last = size[i] + self.before[i] + self.after[i] - self._reach(i) - 1
+            count = (ceil(last / self.stride[i]) if self.ceil_mode else last // self.stride[i]) + 1
             if self.ceil_mode and (count - 1) * self.stride[i] >= size[i] + self.before[i]:
                 count -= 1  # the last window would begin after the map
             sizes.append(count)

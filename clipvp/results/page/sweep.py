@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ...files import write_text
 from ..folder import PAGE, PLOTS
 from ..sweep_files import BEST, read_sweep
 from ..tables import CAPTIONS, percent
-from .write import Cell, Column, _picture
+from .write import Cell, Column, _picture, templates
 
 PICTURES = ("history", "importance", "slices")
 
@@ -28,13 +27,7 @@ def write_sweep_page(folder: Path, output: Path | None = None) -> Path:
         UserError: The folder holds no finished sweep.
     """
     found, output = read_sweep(folder), output or folder / PAGE
-    environment = Environment(
-        loader=PackageLoader(__package__, ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     best = next(row for row in found["trials"] if row["number"] == found["best"])
     pictures = [folder / PLOTS / f"{name}.png" for name in PICTURES]
     page = environment.get_template("sweep.html.j2").render(

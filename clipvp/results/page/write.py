@@ -55,9 +55,9 @@ def write_page(folders: Sequence[Path], output: Path | None = None) -> Path:
     return output
 
 
-def page(runs: Sequence[Run]) -> str:
-    """Return the HTML of one run, or of several compared."""
-    environment = Environment(
+def templates() -> Environment:
+    """Return the templates of the pages."""
+    return Environment(
         loader=PackageLoader(__package__, ""),
         autoescape=True,
         undefined=StrictUndefined,
@@ -65,6 +65,11 @@ def page(runs: Sequence[Run]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+
+
+def page(runs: Sequence[Run]) -> str:
+    """Return the HTML of one run, or of several compared."""
+    environment = templates()
     alone = len(runs) == 1
     cells = scatter.cells_of(runs)
     looks = scatter.looks_of(len(runs), cells)
