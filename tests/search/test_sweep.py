@@ -217,6 +217,7 @@ def test_two_workers_one_killed(tiny_timm, tmp_path):
         if epochs == 2:
             killed.send_signal(signal.SIGKILL)
             break
+    killed.communicate(timeout=60)
     said, error = stays.communicate(timeout=400)
     assert stays.returncode == 0, error[-3000:]
     found = json.loads((output / "sweep.json").read_text())
