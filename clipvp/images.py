@@ -9,6 +9,7 @@ import io
 import math
 import os
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -161,7 +162,7 @@ def _read_file(file: Any, path: str, *how: Any) -> Image.Image:
         return image_to_rgb(image, *how)
 
 
-class _Reads:
+class _Reads(ABC):
     """Base of what makes pixels of an image as ``reading`` says."""
 
     reading: Reading
@@ -173,8 +174,9 @@ class _Reads:
         bits, background = self.reading.bits, self.reading.background
         return self(to_rgb(image, name, bits=bits, background=background, report=report))
 
+    @abstractmethod
     def __call__(self, image: Image.Image) -> np.ndarray:
-        raise NotImplementedError
+        """Return the pixels of a PIL RGB image: uint8, shape (h, w, 3)."""
 
     def _to_dict(self) -> dict[str, Any]:
         values = asdict(self)

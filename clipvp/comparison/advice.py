@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..progress import duration
 from .judge import Cells, Run, Verdict
 from .measure import Cost
 from .plan import Job
-from .run import spoken
 
 _FEW_SEEDS, _FEW_IMAGES = 3, 100
 _ALPHA = 0.05
@@ -24,7 +24,7 @@ def next_things(
         names = list(dict.fromkeys(job.cell.name for job in left_out))
         few = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         found.append(
-            f"{len(left_out)} runs did not fit into the budget ({few}; about {spoken(needs)}): "
+            f"{len(left_out)} runs did not fit into the budget ({few}; about {duration(needs)}): "
             "the same command again goes on with them"
         )
     if failed:

@@ -16,6 +16,7 @@ from ..config.schema import DataConfig, RunConfig
 from ..config.values import settings_of
 from ..data.task import Task, load_task
 from ..files import write_json, write_text
+from ..progress import duration
 from ..registry import UserError, check_positive
 from ..results.compare import as_csv, as_latex, finished, markdown
 from ..results.folder import COMPARISON, PLOTS, PROMPT
@@ -25,7 +26,7 @@ from .measure import Cost, Estimate, check_fit, measure
 from .pictures import save_comparison_pictures
 from .plan import Job, Plan, make_plan
 from .rows import make_rows
-from .run import Outcome, in_order, run_jobs, spoken
+from .run import Outcome, in_order, run_jobs
 
 BEST = "best"
 CHOSEN_BUDGET = 10.0  # minutes, where the methods are chosen here
@@ -234,15 +235,16 @@ def _announce(
     estimate = Estimate()
     total = estimate.total([(costs[job.key], job.config.seed) for job in waiting])
     done = len(jobs) - len(waiting)
-    line = f"{len(waiting)} runs, about {spoken(total)} in all" if waiting else "nothing is left to run"
+    line = f"{len(waiting)} runs, about {duration(total)} in all" if waiting else "nothing is left to run"
     line += f" ({done} finished before)" if done else ""
     if waiting and ends is not None:
         left = ends - time.monotonic()
         first = min(estimate.seconds(costs[job.key], job.config.seed) for job in waiting)
         if first > left and not done:
             raise UserError(
-                f"--budget {minutes:g}: the shortest run takes about {spoken(first)}, and {spoken(max(left, 0))} are "
-                f"left; give more minutes, smaller images (--source.canvas) or fewer (--data.max_test)"
+                f"--budget {minutes:g}: the shortest run takes about {duration(first)}, and "
+                f"{duration(max(left, 0))} are left; give more minutes, smaller images "
+                f"(--source.canvas) or fewer (--data.max_test)"
             )
         line += f"; the budget is {minutes:g} minutes"
         line += ", the cheap ones come first" if total > left else ""

@@ -16,6 +16,7 @@ from accelerate.utils import broadcast_object_list
 
 from ..build import build_classifier
 from ..data.task import Task, load_task
+from ..progress import duration
 from ..registry import UserError
 from ..results import lock
 from ..results.compare import finished
@@ -97,7 +98,7 @@ def run_jobs(
         waiting.remove(job)
         left = estimate.total([(costs[other.key], other.config.seed) for other in [job, *waiting]])
         say(
-            f"== {job}: about {spoken(estimate.seconds(costs[job.key], job.config.seed))}, {spoken(left)} for all"
+            f"== {job}: about {duration(estimate.seconds(costs[job.key], job.config.seed))}, {duration(left)} for all"
         )
         start = time.monotonic()
         try:
@@ -151,14 +152,3 @@ def _run(job: Job, accelerator: Accelerator, tasks: Callable[[Job], Task] | None
 def load_job_task(job: Job) -> Task:
     """Return the task of a run."""
     return load_task(job.config.data, seed=job.config.seed, protocol=job.config.train.protocol)
-
-
-def spoken(seconds: float) -> str:
-    """Return a time as a person says it.
-
-    >>> spoken(42.4), spoken(200), spoken(7500)
-    ('42 seconds', '3.3 minutes', '2.1 hours')
-    """
-    if seconds < 100:
-        return f"{max(seconds, 1):.0f} second{'' if round(max(seconds, 1)) == 1 else 's'}"
-    return f"{seconds / 60:.1f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"

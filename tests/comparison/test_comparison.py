@@ -13,7 +13,7 @@ import clipvp.comparison.run
 from clipvp import PromptedClassifier, compare
 from clipvp.comparison.measure import Cost, Estimate
 from clipvp.comparison.plan import make_plan
-from clipvp.comparison.run import Outcome, in_order, run_jobs, spoken
+from clipvp.comparison.run import Outcome, in_order, run_jobs
 from clipvp.registry import UserError
 from clipvp.results import lock
 from clipvp.results.folder import read_results
@@ -197,4 +197,3 @@ def test_features_are_paid_for_once_and_estimates_learn():
     estimate.done(cost, 0, took=32.0)  # twice as long
     assert estimate.seconds(cost, 0) == 20 and estimate.seconds(cost, 1) == 28
     assert estimate.seconds(Cost(7.0), 0) == 7
-    assert (spoken(0.2), spoken(61), spoken(600)) == ("1 second", "61 seconds", "10.0 minutes")

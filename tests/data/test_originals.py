@@ -105,9 +105,9 @@ def test_each_crop_is_its_definition_in_pillow(interpolation):
         expected |= {"squash_crop": ((0, 0, h, w), (height + 32, width + 32))}
         expected |= {"short_side_crop": ((0, 0, h, w), short)}
         for name, (part, resized) in expected.items():
-            rooms = [resized[0] - height, resized[1] - width]
-            assert min(rooms) >= 0
-            offset = [min(int((room + 1) * float(d)), room) for room, d in zip(rooms, draw[1:3], strict=True)]
+            spare = [resized[0] - height, resized[1] - width]
+            assert min(spare) >= 0
+            offset = [min(int((free + 1) * float(d)), free) for free, d in zip(spare, draw[1:3], strict=True)]
             offset = (0, 0) if name == "random_resized_crop" else offset
             cut = pillow(image, part, resized, offset, (height, width), interpolation)
             cut = cut[:, ::-1] if draw[0] < 0.5 else cut
