@@ -11,6 +11,7 @@ from tqdm import tqdm
 from tqdm.auto import tqdm as bar_of_place  # in a notebook one of its own
 
 _REFRESH = 0.5  # seconds between two reads of values that are on the device
+_FEW_EPOCHS, _EPOCH_SECONDS = 50, 1.0  # of more epochs, lines come at least so far apart
 _SAY_AFTER = 5.0  # seconds of a phase after which a line says how long it takes, where no bar does
 
 
@@ -47,10 +48,18 @@ class Progress:
     def __init__(self, shown: bool):
         self.shown = shown
         self._said: set[str] = set()
+        self._epoch_said = float("-inf")
 
     def line(self, text: str) -> None:
         if self.shown:
             tqdm.write(text)
+
+    def epoch(self, text: str, epochs: int, last: bool) -> None:
+        """Print the line of an epoch; of many quick ones about one a second, and the last."""
+        now = time.monotonic()
+        if last or epochs <= _FEW_EPOCHS or now - self._epoch_said >= _EPOCH_SECONDS:
+            self._epoch_said = now
+            self.line(text)
 
     def bar(self, total: int, phase: str, done: int = 0) -> Bar:
         return Bar(total, phase, self.shown, done, say=self._say)

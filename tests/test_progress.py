@@ -53,3 +53,16 @@ def test_without_a_bar_each_kind_of_phase_is_told_once(clock, lines):
             clock[0] += 10
             bar.advance(100)
     assert lines == ["epoch 1/2 counting: 50 %, about 10 s to go"]
+
+
+def test_of_many_quick_epochs_one_a_second_is_printed(clock, lines):
+    few, many = Progress(True), Progress(True)
+    for epoch in range(1, 51):
+        few.epoch(f"few {epoch}", 50, epoch == 50)
+    assert len(lines) == 50
+    for epoch in range(1, 102):
+        clock[0] += 0.125
+        many.epoch(f"many {epoch}", 102, False)
+    assert lines[50:] == [f"many {epoch}" for epoch in range(1, 102, 8)]
+    many.epoch("many 102", 102, True)
+    assert lines[-1] == "many 102"

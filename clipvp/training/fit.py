@@ -269,11 +269,12 @@ def _fit(
                 "queries": sum(state.queries.values()),
                 "seconds": clock.lap(),
             }
-            progress.line(epoch_line(state.row, epochs))
             tracking.epoch(state.row)
+            line = epoch_line(state.row, epochs)
             trainer.end_epoch()
             ended = asked_to_end()
             last = ends or ended or not trainer.queries.epoch_allowed(epoch + 1)
+            progress.epoch(line, epochs, last)
             # An epoch on features is quicker than a write to the disk.
             [writes] = _any_process(
                 accelerator, not fixed or last or time.monotonic() - last_saved > _FEATURES_SAVE_SECONDS
