@@ -114,7 +114,9 @@ def test_nothing_is_kept_that_does_not_fit(task, tmp_path, monkeypatch):
     run(task, tmp_path, "memory")
 
 
-def test_by_itself_the_core_is_kept_where_the_epochs_save_more_than_building_costs(task, tmp_path, monkeypatch):
+def test_by_itself_the_core_is_kept_where_the_epochs_save_more_than_building_costs(
+    task, tmp_path, monkeypatch
+):
     asked, best = [], cores.best_depth
     monkeypatch.setattr(cores, "_LEAST_IMAGES", 1)
     monkeypatch.setattr(cores, "best_depth", lambda *given: asked.append(given[2]) or best(*given))
