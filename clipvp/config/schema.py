@@ -109,7 +109,7 @@ class SourceConfig(_Choice):
     """The frozen model.
 
     Args:
-        name: ``scheme:model``, see ``clipvp list sources`` and ``clipvp.load_source``.
+        name: ``scheme:model``, see clipvp list sources and ``clipvp.load_source``.
         canvas: Input size in pixels, a number for a square or [height, width]; the model's own when empty.
         precision: Arithmetic of the frozen part (fp32, bf16, fp16); the prompt and the loss stay in fp32.
         compile: Compile the network (torch.compile); has no effect where the border is shared or a mapping takes
@@ -157,7 +157,7 @@ class PromptConfig(_Choice):
     """The visual prompt.
 
     Args:
-        kind: A registered prompt (padding, border, patch, full, none and others, see ``clipvp list prompts``) or a
+        kind: A registered prompt (padding, border, patch, full, none and others, see clipvp list prompts) or a
             plug-in's.
         share_border: Compute once a batch what the network makes of pixels that all images share (padding); faster,
             equal up to rounding.
@@ -182,7 +182,7 @@ class MappingConfig(_Choice):
 
     Args:
         kind: A registered mapping (random for RLM, frequency for FLM and ILM, logistic for the linear probe and others,
-            see ``clipvp list mappings``) or a plug-in's.
+            see clipvp list mappings) or a plug-in's.
         templates: For CLIP, a set's name, one template, a list or a text file, one a line; when empty the paper's 81,
             and for identity "This is a photo of a {}.".
         texts: For CLIP, descriptions of each class: a JSON object of class names and lists of texts, a CSV file (class,
