@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from clipvp import PromptedClassifier, Task, UserError, build_classifier, fit
+from clipvp.demo.look import load_side_by_side
 from clipvp.training.step import Trainer
 from clipvp.weights.attention import SplitAttention
 from clipvp.weights.dropout import ImageDropout, image_keys
@@ -235,3 +236,20 @@ def test_results_say_which_weights_trained(tiny_timm, tiny_task, tmp_path):
     adapters = sum(p.numel() for name, p in classifier.source.named_parameters() if ".lora_" in name)
     head = sum(p.numel() for p in classifier.mapping.parameters())
     assert results["run_info"]["trainable_parameters"] == adapters + head
+
+
+@pytest.mark.parametrize("weights", [LORA, {"kind": "full"}], ids=["lora", "full"])
+def test_a_loaded_source_is_not_shared_with_trained_weights(weights, tiny_timm, tiny_task, tmp_path):
+    pictures = [image for image, _ in coloured_images(4, 3, seed=2)]
+    folders, alone = {}, {}
+    for name, own in (("head", {"kind": "frozen"}), ("weights", weights)):
+        run = run_of(tiny_timm, tmp_path / name, own, train={"epochs": 1})
+        fit(build_classifier(run, tiny_task), tiny_task, run)
+        folders[name] = str(tmp_path / name / "prompt")
+        alone[name] = PromptedClassifier.from_pretrained(folders[name]).predict(pictures)
+    for names in (("head", "weights"), ("weights", "head")):
+        side_by_side = load_side_by_side([folders[name] for name in names])
+        for name, classifier in zip(names, side_by_side, strict=True):
+            assert classifier.predict(pictures) == alone[name]
+        with pytest.raises(UserError, match="not shared"):
+            PromptedClassifier.from_pretrained(folders[names[1]], source=side_by_side[0].source)
