@@ -88,6 +88,16 @@ def test_an_adapter_is_the_formula_of_lora():
     torch.testing.assert_close(source(pixels), expected)
 
 
+def test_only_the_named_layers_get_adapters():
+    """The name of one layer may be the end of another's."""
+    inner = nn.Sequential(nn.Identity(), nn.Tanh())
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 8), inner, nn.Linear(8, 5))
+    weights = LoraWeights(rank=2, targets="linear")
+    weights.apply(closed_source(network, 5))
+    assert {name.partition(".")[0] for name in weights.tensors(network)} == {"1"}
+    assert type(network[2][1]) is nn.Tanh
+
+
 def test_a_split_attention_is_the_attention():
     whole = nn.MultiheadAttention(12, 3, batch_first=True).eval()
     nn.init.uniform_(whole.in_proj_bias)
