@@ -71,10 +71,15 @@ def grid(
             for key, value in values.items()
             if key in several or key not in short
         }
-        group = [text for key, text in told.items() if key.startswith("data.") or key == "train.protocol"]
+        group = [text for key, text in told.items() if chooses_images(key)]
         name = " ".join([*([method] if method else []), *told.values()]) or "base"
         cells.append(Cell(name, {**own, **values}, ", ".join(group)))
     return cells
+
+
+def chooses_images(key: str) -> bool:
+    """Return whether a dotted key decides which images train, validate and test."""
+    return key.startswith("data.") or key == "train.protocol"
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
