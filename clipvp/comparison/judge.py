@@ -85,19 +85,29 @@ class Verdict:
     sentence: str = ""
 
 
+def check_split(group: str, known: dict[int, tuple[Path, str]], seed: int, folder: Path, split: str) -> None:
+    """Raise ``UserError`` where two runs of one seed learn or are tested on different images.
+
+    Args:
+        group: Of the runs.
+        known: By seed, the folder and split hash of the first run; this one is added where it is the first.
+        seed: Of a run, as ``folder`` and ``split``, its split hash.
+    """
+    other, before = known.setdefault(seed, (folder, split))
+    if before != split:
+        where = f" of {group}" if group else ""
+        raise UserError(
+            f"{other} and {folder} cannot be in one table{where}: their split hashes are {before} and {split}, so the "
+            "data has changed between them; remove one of them, or choose another --output"
+        )
+
+
 def check_splits(group: str, cells: Cells) -> None:
     """Raise ``UserError`` where runs of one seed learned or were tested on different images."""
-    first: dict[int, tuple[str, Run]] = {}
-    for name, runs in cells.items():
+    known: dict[int, tuple[Path, str]] = {}
+    for runs in cells.values():
         for run in runs:
-            other, known = first.setdefault(run.seed, (name, run))
-            if known.results["split_hash"] != run.results["split_hash"]:
-                where = f" of {group}" if group else ""
-                raise UserError(
-                    f"{known.folder} and {run.folder} cannot be in one table{where}: their split hashes are "
-                    f"{known.results['split_hash']} and {run.results['split_hash']}, so the data has changed between "
-                    "them; remove one of them, or choose another --output"
-                )
+            check_split(group, known, run.seed, run.folder, run.results["split_hash"])
 
 
 def matrix(runs: Sequence[Run], seeds: Sequence[int], key: str | None = None) -> np.ndarray | None:
