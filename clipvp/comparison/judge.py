@@ -128,10 +128,13 @@ def interval(runs: Sequence[Run]) -> significance.Interval | None:
     values = [run.accuracy(run.tested) for run in runs]
     if right is not None and len(runs) > 1 and right.shape[1] > 1:
         found = significance.over_seeds_and_images(right)
-        return found._replace(low=max(found.low, 0.0), high=min(found.high, 1.0))
-    if right is not None:
-        return significance.bootstrap_over_images(right)
-    return significance.over_seeds(values) if len(runs) > 1 else None
+    elif right is not None:
+        found = significance.bootstrap_over_images(right)
+    elif len(runs) > 1:
+        found = significance.over_seeds(values)
+    else:
+        return None
+    return found._replace(low=max(found.low, 0.0), high=min(found.high, 1.0))
 
 
 def difference(first: Sequence[Run], second: Sequence[Run]) -> dict[str, Any]:
@@ -188,8 +191,8 @@ def validation(runs: Sequence[Run]) -> float | None:
 def choose(cells: Cells) -> str | None:
     """Return the cell to use, by validation; None where nothing validates.
 
-    That is the best on features computed once, unless one that trains a prompt through the network validates better by
-    more than one standard error of the paired difference: a prompt costs hundreds of times as much to train. Of equals
+    That is the best on features computed once, unless one that trains through the network validates better by more than
+    one standard error of the paired difference: training through the network costs hundreds of times as much. Of equals
     the quicker is taken. Cells with fewer seeds than others do not take part, as long as some have all.
     """
     most = max((len(runs) for runs in cells.values()), default=0)
@@ -248,11 +251,11 @@ def _sentence(pick: str, cells: Cells, pairs: list[dict[str, Any]]) -> str:
     accuracy = np.mean([run.accuracy(run.tested) for run in runs])
     within = f" ({100 * found.low:.1f} to {100 * found.high:.1f})" if found else ""
     start = f"use {pick}: {100 * accuracy:.1f} %{within} of the test images, {_seconds(runs)} to train"
-    prompts = [pair for pair in pairs if not all(run.on_features for run in cells[pair["cell"]])]
     others = [pair for pair in pairs if pair["mean"] is not None]
-    if all(run.on_features for run in runs) and (prompts := [p for p in prompts if p["mean"] is not None]):
-        other = max(prompts, key=lambda pair: validation(cells[pair["cell"]]) or 0.0)
-        return f"{start}; {_against(other, 'the best method with a prompt, ')}"
+    dear = [pair for pair in others if not all(run.on_features for run in cells[pair["cell"]])]
+    if all(run.on_features for run in runs) and dear:
+        other = max(dear, key=lambda pair: validation(cells[pair["cell"]]) or 0.0)
+        return f"{start}; {_against(other, 'the best method that trains through the network, ')}"
     if others:
         other = max(others, key=lambda pair: validation(cells[pair["cell"]]) or 0.0)
         return f"{start}; {_against(other, 'the next, ')}"

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from clipvp.comparison.advice import next_things
 from clipvp.comparison.judge import Run, check_splits, choose, difference, interval, judge
 from clipvp.comparison.rows import make_rows
 from clipvp.registry import UserError
@@ -147,6 +148,12 @@ def test_runs_without_bits_or_of_other_test_images_are_compared_by_seed():
     assert interval([run_of(0, None, bits(0.6, 50), bits=False)]) is None
 
 
+def test_an_interval_is_of_shares():
+    """Two seeds alone leave nearly everything open, but no accuracy is below 0 or above 1."""
+    found = interval([run_of(seed, None, bits(0.5 + 0.2 * seed, 50), bits=False) for seed in (0, 1)])
+    assert (found.low, found.high) == (0, 1) and found.how == significance.T_SEEDS
+
+
 def test_results_of_other_images_are_refused():
     cells = {"a": [run_of(0, [1, 0], [1, 0])], "b": [run_of(0, [1, 0], [1, 0], split="other")]}
     with pytest.raises(UserError, match="same0 and other0.*data has changed"):
@@ -181,7 +188,7 @@ def test_the_sentence_says_what_to_use_and_how_it_stands_to_a_prompt(table):
         and "of the test images, 1.0 seconds to train" in verdict.sentence
     )
     assert (
-        "level with the best method with a prompt, a_prompt_50%, within the interval (+5.0 points"
+        "level with the best method that trains through the network, a_prompt_50%, within the interval (+5.0 points"
         in verdict.sentence
     )
     assert [row["pick"] for row in rows] == [True, False, False]
@@ -218,3 +225,10 @@ def test_the_table_is_the_same_in_every_format(table):
     assert values["cell"] == "rlm" and float(values["minus_pick.mean"]) == pytest.approx(-0.6)
     latex = as_latex(rows)
     assert latex.count(r"\\") == 4 and r"50\%" in latex and r"70.0 $\pm$ 1.7" in latex and "toprule" in latex
+
+
+def test_what_is_advised_names_each_value_once():
+    runs = {"probe": [run_of(0, bits(0.5, 40), bits(0.5, 60))]}
+    runs["probe"][0].results["data"]["shots"] = 1
+    lines = next_things(judge("", runs), runs, [], {}, 0)
+    assert any("--vary '{data.shots: [1, 4]}'" in line for line in lines)

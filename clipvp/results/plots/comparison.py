@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Rows = Sequence[Mapping[str, Any]]
 
 _COSTS = ("numbers", "train_seconds")
-_LOOKS = {True: (BLUE, "features computed once"), False: (VERMILION, "a prompt trained through the network")}
+_LOOKS = {True: (BLUE, "features computed once"), False: (VERMILION, "trained through the network")}
 _NAME_SIZE, _LONGEST, _MOST_NAMES = 8.0, 34, 26
 _LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "0.35")
 _MARKERS = "osD^vP"
