@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..registry import UserError
+from ..results.compare import tested_score, train_seconds
 from ..results.correct import Correct, read_correct
 from ..results.tables import signed
 from ..scoring import significance
@@ -42,8 +43,8 @@ class Run:
 
     @property
     def tested(self) -> str:
-        """The score that counts: that of the prompt with the best validation, or of the last epoch where none is."""
-        return "test.best_val" if self.results["metrics"].get("test.best_val", {}).get("n") else "test.last"
+        """The key of the test score that counts."""
+        return tested_score(self.results)
 
     def accuracy(self, key: str) -> float | None:
         return self.results["metrics"].get(key, {}).get("acc1")
@@ -55,10 +56,8 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Seconds of a run without reading images and computing features, which other runs share."""
-        return sum(
-            spent for part, spent in self.results["seconds"].items() if part not in ("data", "features")
-        )
+        """Seconds to train."""
+        return train_seconds(self.results)
 
 
 Cells = dict[str, list[Run]]  # by the name of a cell, its runs
