@@ -58,8 +58,8 @@ class Comparison:
 
     @property
     def pick(self) -> str | None:
-        """The cell to use, of the first group."""
-        return self.verdicts[0].pick if self.verdicts else None
+        """The cell to use, of the first group that has one."""
+        return next((verdict.pick for verdict in self.verdicts if verdict.pick), None)
 
     def markdown(self) -> str:
         """Return the table."""
@@ -276,7 +276,7 @@ def conclude(
     rows = [row for verdict in verdicts for row in make_rows(groups[verdict.group], verdict)]
     left_out = [by_key[key] for key in outcome.left_out if key in by_key]
     lines: list[str] = []
-    for verdict in verdicts[:1]:
+    for verdict in sorted(verdicts, key=lambda verdict: verdict.pick is None)[:1]:
         lines = next_things(verdict, groups[verdict.group], left_out, costs, len(outcome.failed))
     best = {}
     for verdict in verdicts:

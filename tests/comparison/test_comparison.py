@@ -180,6 +180,15 @@ def test_data_that_changed_between_runs_is_refused_before_anything_runs(config, 
     assert ran == ["class_means/seed0"]
 
 
+def test_a_method_with_a_protocol_of_its_own_is_in_the_table_and_not_in_the_pick(config, tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text("mapping: {kind: linear}\nprompt: {kind: none}\ntrain: {protocol: paper}")
+    found = compare(config=config, methods=[str(own), METHODS[0]], seeds=[0], say=lambda line: None)
+    assert [verdict.pick for verdict in found.verdicts] == [None, METHODS[0]] and len(found.rows) == 2
+    assert list(found.best) == ["train.protocol=val"] and found.pick == METHODS[0]
+    assert (tmp_path / "grid" / "best" / "train.protocol=val").is_dir()
+
+
 def test_processes_that_end_together_write_one_after_the_other(tmp_path, monkeypatch):
     module, output = sys.modules[compare.__module__], tmp_path / "grid"
     output.mkdir()
