@@ -34,10 +34,36 @@ def test_marked_tables_are_what_the_files_hold():
             assert shown == pages.markdown(known[name], held), f"{path}, {name}; {WRITTEN}"
 
 
-def test_every_mark_of_a_table_has_its_end():
+def test_marked_figures_are_ones_that_the_files_give():
+    known = {table.name: table for table in read_tables()}
+    for path in pages.pages():
+        for names, shown in pages.figures(path.read_text(encoding="utf-8")):
+            given = set()
+            for name in names:
+                comparison = RESULTS / "comparisons" / f"{name}.json"
+                if comparison.exists():
+                    given |= pages.figures_of_comparison(json.loads(comparison.read_text())["rows"])
+                else:
+                    given |= pages.figures_of_table(known[name], read_outcomes(RESULTS / f"{name}.json"))
+            assert set(shown) <= given, f"{path}: no file gives {sorted(set(shown) - given)}"
+
+
+def test_figures_that_no_file_gives_are_seen():
+    page = "a 9.9 <!-- figures: made -->\nfrom 50.0 to 65.0, +15.0 and 3 x\n<!-- end --> b 7.7"
+    [(names, shown)] = pages.figures(page)
+    assert names == ["made"] and shown == ["50.0", "65.0", "15.0"]
+    outcomes = outcomes_of(cell_of("t", "ilm", [0.4, 0.6]), cell_of("t", "blm", [0.6, 0.7]))
+    assert set(shown) <= pages.figures_of_table(table_of(), outcomes)
+    assert not {"9.9", "7.7"} & pages.figures_of_table(table_of(), outcomes)
+    row = dict.fromkeys(("test.best_val", "test.last", "val.best", "interval"), {"mean": 0.5, "how": "t"})
+    assert pages.figures_of_comparison([{**row, "minus_pick": {"mean": -0.123}}]) == {"50.0", "12.3"}
+
+
+def test_every_mark_has_its_end():
     for path in pages.pages():
         text = path.read_text(encoding="utf-8")
         assert text.count("<!-- table:") == len(pages.marked(text)), path
+        assert text.count("<!-- figures:") == len(pages.figures(text)), path
 
 
 def test_a_file_belongs_to_its_description():
@@ -52,8 +78,9 @@ def test_a_file_belongs_to_its_description():
 
 
 def test_the_files_are_small_and_name_no_path():
-    assert sum(path.stat().st_size for path in RESULTS.iterdir()) < 300_000
-    for path in RESULTS.iterdir():
+    files = [path for path in RESULTS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 300_000
+    for path in files:
         assert not re.search(r'"/|: /|=/|~/', path.read_text(encoding="utf-8")), path
 
 
