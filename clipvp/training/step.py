@@ -194,6 +194,7 @@ class Trainer:
             name = self.config.train.gradient
             said = self.gradient_rule.evaluations
             raise TypeError(f"the gradient rule {name!r} says {said} evaluations and made {calls}")
+        self._take_norms()  # of later evaluations; else a next part without images would take it for its own
         return gradient
 
     def _update(self, parts: list[Callable[[], list[Tensor]]]) -> None:
