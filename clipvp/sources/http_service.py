@@ -111,6 +111,10 @@ def load_http(
     token = os.environ.get(token_variable) if token_variable else None
     if token_variable and not token:
         raise UserError(f"source.token_variable: the environment has no {token_variable}")
+    if token and not (token.isascii() and token.isprintable() and " " not in token):
+        raise UserError(
+            f"source.token_variable: {token_variable} holds no token; give visible ASCII characters alone"
+        )
     service = Service(url, Limits(timeout, retries, per_second, token))
     labels = LabelSpace(tuple(service.labels))
     if label_names is not None:
