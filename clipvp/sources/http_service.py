@@ -79,9 +79,8 @@ class _Asked:
         missing = {key: image for key, image in zip(keys, images, strict=True) if key not in known}
         if missing:
             rows = self.service.probabilities(list(missing.values()))
-            answered = dict(zip(missing, rows, strict=True))
-            self.store.put(answered)
-            known |= answered
+            self.store.put(dict(zip(missing, rows, strict=True)))
+            known |= self.store.get(list(missing))
         return np.stack([known[key] for key in keys])
 
 

@@ -145,6 +145,8 @@ def test_kept_answers_are_whole_and_shared(tmp_path):
     one.put(rows)
     found = two.get([*keys, b"other"])
     assert found.keys() == rows.keys() and all(np.array_equal(found[key], rows[key]) for key in rows)
+    two.put({keys[0]: np.float32([9, 9])})  # too late
+    assert np.array_equal(one.get(keys)[keys[0]], rows[keys[0]])
     assert len(two) == 3 and image_key(images[0].reshape(1, 4, 3)) != keys[0]
     (tmp_path / "damaged.sqlite").write_bytes(b"no database" * 100)
     with pytest.raises(UserError, match="damaged.sqlite"):
