@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from conftest import trained
+from timm.models._hub import save_for_hf
 from torch.nn import functional as F
 
 from clipvp import PromptedClassifier, UserError, build_classifier, load_source
@@ -39,6 +40,25 @@ def test_pixels_are_the_formula(prompt, encoder):
         expected = (images() + scale * picture).clamp(0, 1)
         torch.testing.assert_close(prompt(images()), expected, rtol=1e-4, atol=1e-5)
     assert (prompt.trigger >= 0).all() and (prompt.trigger <= 0.1).all()
+
+
+def test_the_seed_of_the_run_draws_the_start(encoder, config, tiny_task):
+    def start(seed):
+        run = config(prompt={"kind": "coordinator", "encoder": encoder}, seed=seed)
+        prompt = build_classifier(run, tiny_task).prompt
+        again = CoordinatorPrompt(**prompt.settings)
+        assert all(torch.equal(*pair) for pair in zip(prompt.parameters(), again.parameters(), strict=True))
+        return torch.cat([value.detach().flatten() for value in prompt.parameters()])
+
+    assert torch.equal(start(5), start(5)) and not torch.equal(start(5), start(6))
+
+
+def test_an_encoder_whose_features_are_wider_than_its_map_fits(tmp_path):
+    network = timm.create_model("mobilenetv3_small_050", num_classes=10)
+    assert network.head_hidden_size != network.num_features
+    save_for_hf(network, tmp_path)
+    prompt = CoordinatorPrompt((32, 32), f"local-dir:{tmp_path}", 0.4, (1, 1, 1))
+    assert prompt(images()).shape == (3, 3, 32, 32)
 
 
 def test_an_image_does_not_depend_on_its_batch(prompt):
