@@ -109,7 +109,7 @@ class Trainer:
         """Fit the mapping to a new statistic; return how many classes changed their first label, if any has one."""
         own, train = self.running, self.data["train"]
         if self.queries.counted(self.state.epoch):
-            self.queries.asked("counting", self.queries.of_pass("train"))
+            self.queries.asked("counting", self.queries.of_counting())
             size = self.config.train.batch_size
             with exact_scores(self.classifier, self.config):
                 own = count_pass(self.classifier, train, size, self._watch(train, phase))

@@ -174,6 +174,7 @@ def test_a_run_is_saved_loaded_and_goes_on_after_a_kill(config, tiny_task, tiny_
     classifier, result = trained(run, tiny_task)
     parents = classifier.mapping.parents.tolist()
     plain = batches_of(classifier, tiny_task)
+    assert result.results["queries"]["counting"] == len(plain)  # without a prompt there is one view
     statistic = count_pass(classifier, plain, 7)
     assert parents == class_tree(statistic.class_means().numpy(), 1) and max(parents[1]) == 1
     assert all(parameter.abs().sum() > 0 for parameter in classifier.prompt.parameters())
