@@ -206,6 +206,13 @@ def test_a_run_is_saved_loaded_and_goes_on_after_a_kill(config, tiny_task, tiny_
         assert mine == theirs
 
 
+def test_a_normalised_step_is_that_of_the_whole_canvas_for_crops_too(config, tiny_task, tiny_model):
+    run = run_of(config, tiny_model("open_clip_vit"), optim={"name": "normalized_sgd"}, train={"epochs": 1})
+    for crop in trained(run, tiny_task)[0].prompt.crops:
+        top, left, bottom, right = crop.prompt.box
+        assert (crop.prompt.delta[:, top:bottom, left:right] != 0).any()
+
+
 def batches_of(classifier, task):
     from accelerate import Accelerator
 
