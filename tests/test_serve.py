@@ -255,7 +255,7 @@ def test_killed_on_both_sides_and_resumed_no_image_is_asked_twice(tiny_timm, tmp
         first = server("whole.log")
         finished(client("whole"))
         first.send_signal(signal.SIGINT)
-        first.communicate(timeout=60)
+        assert "Traceback" not in first.communicate(timeout=60)[1] and first.returncode == 0
         second = server("killed.log", dies=40)
         one = client("killed", dies=22)
         one.communicate(timeout=240)

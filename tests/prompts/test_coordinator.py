@@ -7,7 +7,7 @@ from conftest import trained
 from timm.models._hub import save_for_hf
 from torch.nn import functional as F
 
-from clipvp import PromptedClassifier, UserError, build_classifier, load_source
+from clipvp import PromptedClassifier, UserError, build_classifier
 from clipvp.prompts.coordinator import CoordinatorPrompt
 
 
@@ -103,10 +103,9 @@ def test_it_trains_by_spsa_and_is_loaded_without_the_encoder_in_its_file(
     assert (tmp_path / "run" / "prompt" / "model.safetensors").stat().st_size < 100_000
 
 
-def test_wrong_encoders_are_refused(encoder, tiny_timm):
+def test_wrong_encoders_are_refused(encoder):
     with pytest.raises(UserError, match="prompt.encoder: 'vit_hugest' cannot be loaded by timm") as error:
         CoordinatorPrompt((32, 32), "vit_hugest", 0.4, (1, 1, 1))
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="has weights .*, and the prompt was made for 0123"):
         CoordinatorPrompt((32, 32), encoder, 0.4, (1, 1, 1), weights="0123")
-    assert load_source(tiny_timm, canvas=32).preprocessing.std
