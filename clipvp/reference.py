@@ -69,16 +69,25 @@ def read_reference(path: str | Path) -> ReferencePrompt:
         raise UserError(
             f"{str(path)!r}: program {tuple(program.shape)} and mask {tuple(mask.shape)} are not (3, H, W)"
         )
-    index = found.get(_MAPPING)
-    return ReferencePrompt(
-        program.float(), mask.float(), None if index is None else torch.as_tensor(index).long()
-    )
+    return ReferencePrompt(program.float(), mask.float(), _index(path, found.get(_MAPPING)))
 
 
 def _tensor(path: Path, name: str, value: Any) -> Tensor:
     if not (torch.is_tensor(value) and value.isfinite().all()):
         raise UserError(f"{str(path)!r}: {name} is not a tensor of finite numbers")
     return value.detach()
+
+
+def _index(path: Path, value: Any) -> Tensor | None:
+    if value is None:
+        return None
+    try:
+        index = torch.as_tensor(value)
+    except (RuntimeError, TypeError, ValueError):
+        index = torch.empty(0)
+    if index.ndim != 1 or index.is_floating_point() or index.is_complex():
+        raise UserError(f"{str(path)!r}: {_MAPPING} is not a row of whole numbers")
+    return index.long()
 
 
 def import_prompt(

@@ -3,10 +3,10 @@
     clipvp ares --service http://127.0.0.1:8000 --source.name offline:lite0 --data.name mnist5k
 
 The service's probabilities are distilled into a linear head on the local source's features (distilled/). A padding
-prompt and BLM+ are then trained on the local source with that head (ares/), which asks the service nothing. A linear
-probe on the same local features and the task's labels stands beside it (linear_probe/): it needs no service at all.
+prompt and BLM+ are then trained on the local source with that head (ares/), which asks the service nothing. For
+comparison a linear probe is trained on the same local features and the task's labels (linear_probe/), without service.
 With `--ask_tests true` the service is asked about the test images too, for a linear layer on its answers (on_answers/).
-Leaves ares.json.
+It writes ares.json.
 """
 
 from clipvp.cli import parse, user_errors
@@ -19,7 +19,10 @@ def extend(parser) -> None:
         "--service", type=str, default=None, help="Source that is asked, such as http://HOST:PORT."
     )
     parser.add_argument(
-        "--service_options", type=dict, default={}, help="Its keys, such as '{per_second: 5}'."
+        "--service_options",
+        type=dict,
+        default={},
+        help="Keys of the section source for the service, such as '{per_second: 5}'.",
     )
     parser.add_argument("--distil_epochs", type=int, default=100, help="Epochs of the head (100).")
     parser.add_argument(

@@ -2,9 +2,9 @@
 
     clipvp base_to_new --config clip_quickstart --data.shots 16 --seed 1
 
-Takes the config of clipvp train. results.json of the run on the base classes also holds the scores, as
-base_to_new. The prompt sees no image of a new class; a mapping by frequency counts the training images of the new
-classes, mapping.kind: identity (a CLIP with one template) needs none.
+Takes the config of clipvp train. The scores are also in results.json of the run on the base classes, as base_to_new.
+The prompt is trained on no image of a new class. A mapping by frequency counts the training images of the new classes;
+mapping.kind: identity (a CLIP with one template) needs no image of them.
 """
 
 from clipvp.cli import parse, user_errors

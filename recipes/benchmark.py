@@ -4,12 +4,13 @@
     clipvp benchmark --source timm:vit_base_patch32_224 --random-weights true --prompt border --only step
     clipvp benchmark --only architectures --batch-size 32 --json architectures.json
 
-On a GPU add --precision bf16, and --data path/to/cifar10 --images 50000 for the epoch of CIFAR-10. What is compared
-takes turns in one process: a figure is a median over rounds, a ratio a median of each round's. --only step, or a list
-such as [step,epoch], measures some parts; --seconds is the time for each. The floor is the frozen network alone,
-forward and gradient to the pixels of a batch that is there already.
+On a GPU add --precision bf16, and --data path/to/cifar10 --images 50000 for the epoch of CIFAR-10. The
+versions that are compared run alternately in one process. A figure is the median over rounds; a ratio is the median of
+the ratios of the rounds. --only step, or a list such as [step,epoch], measures some parts; --seconds is the time for
+each. The lower bound is the frozen network alone: forward, and the gradient to the pixels of a batch in memory.
 
-What was tried, beside sharing the border and `mapping.statistics: running`, which have parts of their own:
+Changes that were tried, with the gain that was predicted and measured. Sharing the border and
+`mapping.statistics: running` are not among them; they have parts of their own:
 
     activations whose gradient needs their input (ReLU6, SiLU) out of place
         predicted: 33 fewer copies of maps in a step of EfficientNet-Lite0, 7 % of its time

@@ -1,13 +1,13 @@
 """Compare methods, tasks, sources or any config values over seeds, and say which to use.
 
-    python recipes/compare.py path/to/photographs --data.shots 16
-    python recipes/compare.py path/to/photographs --sources "[offline:lite0, offline:lite0-minilm]" --budget 20
-    python recipes/compare.py --config recipes/configs/quickstart_ilm.yaml --methods [rlm,flm,ilm] --seeds [0,1,2]
-    python recipes/compare.py --config recipes/configs/quickstart_ilm.yaml --vary '{optim.lr: [0.01, 0.05]}'
+    clipvp compare path/to/photos --data.shots 16
+    clipvp compare path/to/photos --sources "[offline:lite0, offline:lite0-minilm]" --budget 20
+    clipvp compare --config quickstart_ilm --methods [rlm,flm,ilm] --seeds [0,1,2]
+    clipvp compare --config quickstart_ilm --vary '{optim.lr: [0.01, 0.05]}'
 
-Without --methods and --vary it takes methods that fit the source, the cheap ones first, and ten minutes. Each run is a
-folder of its own below --output; those that are finished are not run again, one that was interrupted goes on where it
-stopped, and several processes with one --output share the runs out. Leaves compare.json, .md, .csv and .tex, pick.json,
+Without --methods and --vary it chooses methods that fit the source, runs the quick ones first, and takes ten minutes.
+Each run is a folder of its own below --output. Finished runs are not run again, an interrupted one is resumed, and
+several processes with one --output divide the runs among them. It writes compare.json, .md, .csv and .tex, pick.json,
 pictures in plots/, and the picked prompt in best/.
 """
 
@@ -21,9 +21,13 @@ def extend(parser) -> None:
     parser.add_argument(
         "--tasks", type=list[str], default=[], help="Names of tasks, in the place of data.name."
     )
-    parser.add_argument("--sources", type=list[str], default=[], help="In the place of source.name.")
+    parser.add_argument(
+        "--sources", type=list[str], default=[], help="Names of sources, in the place of source.name."
+    )
     parser.add_argument("--vary", type=dict[str, list[Any]], default={}, help="Dotted keys and their values.")
-    parser.add_argument("--seeds", type=list[int], default=[0, 1, 2], help="One run a cell for each seed.")
+    parser.add_argument(
+        "--seeds", type=list[int], default=[0, 1, 2], help="Each method is run with each of these seeds."
+    )
     parser.add_argument(
         "--budget",
         type=float,

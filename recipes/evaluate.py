@@ -2,7 +2,7 @@
 
     clipvp evaluate runs/quickstart/prompt --data.name mnist5k [--split test]
 
-The first argument is --prompt. `accelerate launch -m clipvp evaluate ...` runs several processes.
+The first argument is the saved prompt (--prompt). `accelerate launch -m clipvp evaluate ...` runs several processes.
 """
 
 from clipvp.cli import parse, user_errors

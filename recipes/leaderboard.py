@@ -1,11 +1,12 @@
-"""The project's own tables: run what they describe, keep what came out as data, write it into README and docs.
+"""Make the tables of this project's pages again: run what they describe, keep the results, write the pages.
 
     python recipes/leaderboard.py --only features_lite0 --data "[cifar10=path/to/cifar10,gtsrb=path/to/gtsrb]"
     python recipes/leaderboard.py --do pages
 
-A table is a file recipes/results/NAME.yaml: config values, tasks, sources, methods, seeds. Finished runs are never
-run again, and a killed one goes on, so the command may be given again, on several processes and machines that
-see one --output folder too. recipes/results/NAME.json holds the outcomes, without paths and single images.
+It needs a copy of the repository. A table is a file recipes/results/NAME.yaml: config values, tasks, sources, methods,
+seeds. Finished runs are never run again and a killed one is resumed, so the command may be repeated, also by several
+processes and machines that share the --output folder. recipes/results/NAME.json holds the results, without paths and
+without those of single images.
 A page shows a table between two marks, as docs/pages/leaderboard.md does.
 """
 

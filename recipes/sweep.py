@@ -2,8 +2,8 @@
 
     clipvp sweep --config quickstart --config sweeps/linear_head [--sweep.trials 60] [--section.key value ...]
 
-`sweep.space` names the keys. For as many workers start the command as often, also on machines that share the output
-folder; the trial of a killed worker goes on in another. Leaves best.yaml, sweep.json and report.html in --output.
+`sweep.space` names the keys. For several workers start the same command several times, also on machines that share the
+output folder; another worker resumes the trial of a killed one. It writes best.yaml, sweep.json and report.html.
 """
 
 from clipvp.cli import parse, user_errors

@@ -1,12 +1,12 @@
-"""Train a visual prompt with a label mapping.
+"""Train a visual prompt with a label mapping, or a head on the frozen features.
 
     clipvp train --data.name FOLDER
     clipvp train --config quickstart [--method NAME] [--section.key value ...]
     accelerate launch -m clipvp train --config quickstart
 
-The first chooses source, canvas and method by what is in the folder, and says what it chose; the last runs several
-processes. `clipvp list configs` and `clipvp list methods` name what comes with the package; --config and --method take
-files too. `--print_config` shows the config that results, `--help` every key.
+The first chooses source, canvas and method by what is in the folder, and prints its choice. The last runs several
+processes. `clipvp list configs` and `clipvp list methods` list the names of --config and --method, which take files
+too. `--print_config` prints the resulting config and ends.
 """
 
 import sys

@@ -2,8 +2,8 @@
 
     clipvp zero_shot --source.name offline:lite0-minilm --source.canvas 128 --data.name mnist5k
 
-Every figure comes from one pass over the images, whose features are kept for other methods. The section prompt is not
-used; mapping.templates names the set. Leaves zero_shot.json in the output folder.
+All figures come from one pass over the images; the features are kept for other methods. The section prompt is not
+used; mapping.templates names the templates. It writes zero_shot.json in the output folder.
 """
 
 from clipvp.cli import parse, user_errors

@@ -165,12 +165,8 @@ def test_a_source_a_task_an_optimiser_and_a_gradient_rule_from_the_page(folder):
     command = next(
         block for block in re.findall(r"```bash\n(.*?)```", PAGE, flags=re.S) if "others.py" in block
     )
-    arguments = (
-        command.replace("\\\n", " ")
-        .replace("recipes/train.py", str(ROOT / "recipes" / "train.py"))
-        .split()[1:]
-    )
-    run(*arguments, "--train.epochs", "6", "--optim.lr", "0.05", "--train.batch_size", "12", cwd=folder)
+    arguments = command.replace("\\\n", " ").split()[1:]
+    run(*CLI, *arguments, "--train.epochs", "6", "--optim.lr", "0.05", "--train.batch_size", "12", cwd=folder)
     results = json.loads((folder / "runs" / "others" / "results.json").read_text())
     config = results["config"]
     assert (config["source"]["sharpness"], config["optim"]["damping"], config["train"]["radius"]) == (

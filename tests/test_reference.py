@@ -98,6 +98,12 @@ def test_code_is_never_run(tiny_timm, tmp_path, monkeypatch):
         (lambda path: path.unlink(), "cannot be read"),
         (lambda path: checkpoint(path, padding_mask(32, 16), (1, 2)), "maps 2 classes, and 3 names"),
         (lambda path: checkpoint(path, padding_mask(32, 16), (1, 1, 2)), "not different labels"),
+        (lambda path: checkpoint(path, padding_mask(32, 16), 3), "not a row of whole numbers"),
+        (lambda path: checkpoint(path, padding_mask(32, 16), (1.5, 2, 3)), "not a row of whole numbers"),
+        (
+            lambda path: checkpoint(path, padding_mask(32, 16), mapping_sequence={"a": 1}),
+            "not a row of whole numbers",
+        ),
         (lambda path: checkpoint(path, padding_mask(32, 16), (1, 2, 20)), "not different labels"),
         (lambda path: checkpoint(path, padding_mask(32, 16).flip(2).roll(3, 1)), "its mask is not"),
         (lambda path: checkpoint(path, padding_mask(32, 16), None), "holds no mapping_sequence"),

@@ -27,6 +27,7 @@ from ..sources.base import Source
 from ..sources.hub import hub_access
 from ..sources.load import load_source
 from ..sources.origin import is_local, origin, public_name
+from ..weights.base import Weights
 from .card import write_card
 from .format import find_artifact, read_artifact, write_artifact
 
@@ -188,6 +189,11 @@ def load_prompt(
         _build(registry, config[part], where)
         for registry, part in ((PROMPTS, "prompt"), (MAPPINGS, "mapping"), (WEIGHTS, "weights"))
     )
+    if isinstance(source, Source) and any(type(one) is not Weights for one in (weights, source.weights)):
+        raise UserError(
+            f"prompt {where}: a source whose weights were trained is not shared with other prompts; give its name as "
+            "`source`, so that it is loaded anew"
+        )
     weights.apply(frozen)
     reading = _reading(config["preprocessing"], where)
     _check_preprocessing(config["preprocessing"], _preprocessing(visual, frozen, reading), where)

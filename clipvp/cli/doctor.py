@@ -22,6 +22,9 @@ _EXTRAS = {
     "plots": ("matplotlib", "pictures of a run"),
     "export": ("onnxruntime", "clipvp export"),
     "demo": ("gradio", "clipvp demo"),
+    "serve": ("uvicorn", "clipvp serve"),
+    "sweep": ("optuna", "clipvp sweep"),
+    "lora": ("peft", "clipvp lora"),
     "heif": ("pillow_heif", "HEIC images"),
     "abide": ("nilearn", "the task abide"),
 }

@@ -67,8 +67,8 @@ def first_settings(config: RunConfig, task: Task, given: Collection[str]) -> tup
     size = f"; images are about {side} pixels" if side is not None else ""
     return chosen, (
         f"chosen, since no config was given: source {chosen.source.name} at {canvas}{size};\n"
-        f"  method {_METHOD}: features once, then a solved head ({chosen.train.epochs} epoch).\n"
-        "  A visual prompt trains with --method prompt_linear; `clipvp list methods` names the others."
+        f"  method {_METHOD}: features are computed once, then a linear classifier on them is solved.\n"
+        "  A visual prompt trains with --method prompt_linear; `clipvp list methods` shows the others."
     )
 
 
@@ -77,8 +77,8 @@ def go_on(output: Path) -> str:
     run, prompt = quote(str(output)), quote(str(output / PROMPT))
     commands = {
         f"clipvp predict {prompt} IMAGES": "files, folders or patterns",
-        f"clipvp report {run}": "curves, confusions and settings as one page",
-        f"clipvp demo {prompt}": "drop images on a page in the browser",
+        f"clipvp report {run}": "scores, confusions and settings as one page",
+        f"clipvp demo {prompt}": "classify images on a page in the browser",
     }
     width = max(map(len, commands))
     return "\n".join(["go on with", *(f"  {command:<{width}}  {what}" for command, what in commands.items())])

@@ -27,7 +27,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="clipvp", description="Train, use and look at visual prompts.", allow_abbrev=False)
+    parser = _Parser(
+        prog="clipvp",
+        description="Adapt a frozen vision model to your own classes: train, compare and use visual prompts and heads.",
+        epilog="Begin with: clipvp train --config quickstart, or clipvp train --data.name FOLDER. "
+        "clipvp VERB --help lists the options of a verb.",
+        allow_abbrev=False,
+    )
     parser.add_argument("--version", action="version", version=f"clipvp {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, path in recipes().items():
@@ -67,20 +73,27 @@ def build_parser() -> argparse.ArgumentParser:
         "--on_error",
         choices=["raise", "skip"],
         default="raise",
-        help="what an unreadable image does: end, or get a row that says so, and exit code 2 (raise)",
+        help="an unreadable image ends the command (raise), or gets a row and exit code 2 at the end (skip)",
     )
     predict.add_argument("--json", action="store_true", help="print JSON")
-    show = verb("show", "Say what a saved prompt is.")
+    show = verb("show", "Describe a saved prompt: its source, method, classes and scores.")
     show.add_argument("--json", action="store_true", help="print its whole config as JSON")
     mapping = verb("map", "Print which source label each class takes.", loads=True)
     mapping.add_argument("--json", action="store_true", help="print JSON")
     either = "folder or hub id of a saved prompt, or a config file (.yaml)"
     texts = verb(
-        "texts", "Say which texts each class of a CLIP has, and which were left out.", loads=True, what=either
+        "texts",
+        "Print which texts each class of a CLIP has, and which were left out.",
+        loads=True,
+        what=either,
     )
     texts.add_argument("--class", dest="wanted", metavar="NAME", help="list the texts of one class")
     texts.add_argument("--json", action="store_true", help="print JSON")
-    names = verb("list", "List what can be named in a config.", prompt=False)
+    names = verb(
+        "list",
+        "List the names of configs, methods, sources, tasks, templates, prompts or mappings.",
+        prompt=False,
+    )
     names.add_argument(
         "what", choices=["configs", "methods", "sources", "tasks", "templates", "prompts", "mappings"]
     )
@@ -90,18 +103,23 @@ def build_parser() -> argparse.ArgumentParser:
     cache = verb(
         "cache", "List or remove decoded images, text embeddings and features on disk.", prompt=False
     )
-    cache.add_argument("--list", dest="shown", action="store_true", help="list them (unless --clear)")
+    cache.add_argument("--list", dest="shown", action="store_true", help="list them, the default")
     cache.add_argument("--clear", action="store_true", help="remove them; they are made again when needed")
-    cache.add_argument("--only", choices=["images", "texts", "features", "cores"], help="one kind alone")
+    cache.add_argument(
+        "--only", choices=["images", "texts", "features", "cores"], help="list or remove only this kind"
+    )
     cache.add_argument(
         "--cache_dir", metavar="FOLDER", help="where they are ($CLIPVP_CACHE, or the user's cache)"
     )
     verb("env", "Print the versions that a bug report needs.", prompt=False)
-    verb("doctor", "Check versions, GPU, caches, hub and extras, and say what to do.", prompt=False)
+    verb("doctor", "Check versions, GPU, caches, hub and extras, and give advice.", prompt=False)
     demo = verb(
-        "demo", "Drop images on a page in the browser: several prompts side by side.", loads=True, many=True
+        "demo",
+        "Classify images on a page in the browser, by several prompts side by side.",
+        loads=True,
+        many=True,
     )
-    demo.add_argument("--host", help="address to listen on (this machine alone)")
+    demo.add_argument("--host", help="address to listen on (127.0.0.1: this machine only)")
     demo.add_argument("--port", type=_positive, help="port (the first free one from 7860)")
     demo.add_argument("--device", default="cpu", help="cpu, cuda, ... (cpu)")
     demo.add_argument("--browser", action="store_true", help="open a browser")
@@ -109,12 +127,12 @@ def build_parser() -> argparse.ArgumentParser:
     export = verb("export", "Write prompt, frozen source and mapping as one ONNX file.", loads=True)
     export.add_argument("--onnx", metavar="FILE", required=True, help="the file to write")
     export.add_argument("--logits", action="store_true", help="give target logits, not probabilities")
-    serve = verb("serve", "Answer requests to classify images, over HTTP on this machine.", loads=True)
+    serve = verb("serve", "Serve a saved prompt: answer requests to classify images over HTTP.", loads=True)
     serve.add_argument("--host", default="127.0.0.1", help="address to answer at (127.0.0.1: this machine)")
     serve.add_argument("--port", type=_port, default=8000, help="its port, 0 for a free one (8000)")
     serve.add_argument("--batch_size", type=_positive, default=64, help="images at a time (64)")
-    serve.add_argument("--most_images", type=_positive, default=256, help="images in a request (256)")
-    serve.add_argument("--most_megabytes", type=_positive, default=64, help="size of a request (64)")
+    serve.add_argument("--most_images", type=_positive, default=256, help="most images in a request (256)")
+    serve.add_argument("--most_megabytes", type=_positive, default=64, help="largest request in MB (64)")
     serve.add_argument("--device", default="cpu", help="cpu, cuda, ... (cpu)")
     imports = verb("import", "Turn a best.pth of ILM-VP's code into a saved prompt.", prompt=False)
     imports.add_argument(
@@ -125,10 +143,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--classes",
         required=True,
         metavar="NAMES",
-        help="file of one class name a line, by label, or a registered task whose names are known",
+        help="a file of class names, one a line in the order of the labels, or a task whose names are known",
     )
     imports.add_argument("--output", required=True, metavar="FOLDER", help="where the prompt is saved")
-    report = verb("report", "Draw one run, or several compared, as one HTML file.", prompt=False)
+    report = verb("report", "Write one run, or a comparison of several, as one HTML file.", prompt=False)
     report.add_argument("runs", metavar="RUN", nargs="+", help="folders of runs")
     report.add_argument("--output", metavar="FILE", default=None, help="RUN/report.html for one run")
     return parser

@@ -25,8 +25,8 @@ _SOURCES = {
     "distilled:FOLDER": "a local source with a head that clipvp ares made of a service's answers",
     "onnx:FILE": "a model in an ONNX file, such as one of clipvp export; no gradient",
     "http://HOST:PORT": "a service such as clipvp serve, also https://; no gradient",
-    "offline:lite0": "EfficientNet-Lite0, ImageNet-1k, out of a pip package",
-    "offline:lite0-minilm": "a CLIP of two pip packages",
+    "offline:lite0": "EfficientNet-Lite0, trained on ImageNet-1k, out of a pip package",
+    "offline:lite0-minilm": "a small CLIP, made of two networks out of pip packages",
 }
 
 _UNREADABLE = {"label": "cannot be read", "score": None, "source_label": None}

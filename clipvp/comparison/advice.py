@@ -61,9 +61,8 @@ def _of_images(run: Run) -> list[str]:
             "the choice and the method alike"
         )
     if (shots := run.results["data"].get("shots")) is not None:
-        found.append(
-            f"whether more images pay: --vary '{{data.shots: [{max(shots // 4, 1)}, {shots}, {4 * shots}]}}'"
-        )
+        counts = list(dict.fromkeys([max(shots // 4, 1), shots, 4 * shots]))
+        found.append(f"whether more images pay: --vary '{{data.shots: {counts}}}'")
     return found
 
 

@@ -18,10 +18,11 @@ from ..data.task import Task, load_task
 from ..files import write_json, write_text
 from ..progress import duration
 from ..registry import UserError, check_positive
+from ..results import lock
 from ..results.compare import as_csv, as_latex, finished, markdown
 from ..results.folder import COMPARISON, PLOTS, PROMPT
 from .advice import next_things
-from .judge import Cells, Run, Verdict, judge
+from .judge import Cells, Run, Verdict, check_split, judge
 from .measure import Cost, Estimate, check_fit, measure
 from .pictures import save_comparison_pictures
 from .plan import Job, Plan, make_plan
@@ -30,6 +31,7 @@ from .run import Outcome, in_order, run_jobs
 
 BEST = "best"
 CHOSEN_BUDGET = 10.0  # minutes, where the methods are chosen here
+_LOOK_SECONDS = 0.5  # between two looks at a folder that another process writes
 
 
 @dataclass
@@ -56,8 +58,8 @@ class Comparison:
 
     @property
     def pick(self) -> str | None:
-        """The cell to use, of the first group."""
-        return self.verdicts[0].pick if self.verdicts else None
+        """The cell to use, of the first group that has one."""
+        return next((verdict.pick for verdict in self.verdicts if verdict.pick), None)
 
     def markdown(self) -> str:
         """Return the table."""
@@ -183,13 +185,21 @@ def _costs(
     """Return the names of the cells that fit, and what a run of each takes.
 
     Raises:
-        UserError: A method that was asked for does not fit its source, or none does.
+        UserError: A method that was asked for does not fit its source, or none does, or the data is another than that
+            of the finished runs.
     """
     unfit, kept, costs, shown = [], [], {}, set()
+    splits: dict[str, dict[int, tuple[Path, str]]] = {}
     for name, jobs in plan.jobs.items():
+        group = jobs[0].cell.group
+        known = splits.setdefault(group, {})
+        for job in jobs:
+            if (results := outcome.results.get(job.key)) is not None:
+                check_split(group, known, job.config.seed, job.folder, results["split_hash"])
         todo = [job for job in jobs if job.key not in outcome.results]
         if todo:
             task = tasks(todo[0])
+            check_split(group, known, todo[0].config.seed, todo[0].folder, task.split_hash)
             if str(task) not in shown:
                 say(f"{task}\n")
                 shown.add(str(task))
@@ -266,7 +276,7 @@ def conclude(
     rows = [row for verdict in verdicts for row in make_rows(groups[verdict.group], verdict)]
     left_out = [by_key[key] for key in outcome.left_out if key in by_key]
     lines: list[str] = []
-    for verdict in verdicts[:1]:
+    for verdict in sorted(verdicts, key=lambda verdict: verdict.pick is None)[:1]:
         lines = next_things(verdict, groups[verdict.group], left_out, costs, len(outcome.failed))
     best = {}
     for verdict in verdicts:
@@ -282,7 +292,20 @@ def _folder_name(group: str) -> str:
 
 
 def write_comparison(found: Comparison, config: RunConfig) -> None:
-    """Write the tables, what was picked and why, and copies of the picked prompts."""
+    """Write the tables, what was picked and why, and copies of the picked prompts; one process at a time."""
+    while True:
+        try:
+            lock.take(found.output)
+            break
+        except UserError:  # processes that share the runs end at about the same time
+            time.sleep(_LOOK_SECONDS)
+    try:
+        _write(found, config)
+    finally:
+        lock.give_back(found.output)
+
+
+def _write(found: Comparison, config: RunConfig) -> None:
     output = found.output
     write_json(output / COMPARISON, found.rows)
     write_text(output / "compare.md", found.markdown() + "\n")
@@ -310,8 +333,6 @@ def write_comparison(found: Comparison, config: RunConfig) -> None:
         },
     )
     save_comparison_pictures(found.rows, output / PLOTS)
-    if not found.best:
-        return
     aside = output / f".{BEST}.part"
     shutil.rmtree(aside, ignore_errors=True)
     for verdict in found.verdicts:
@@ -320,4 +341,5 @@ def write_comparison(found: Comparison, config: RunConfig) -> None:
                 verdict.run.folder / PROMPT, aside / found.best[verdict.group].relative_to(output / BEST)
             )
     shutil.rmtree(output / BEST, ignore_errors=True)
-    aside.rename(output / BEST)
+    if found.best:
+        aside.rename(output / BEST)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..registry import UserError
+from ..results.compare import tested_score, train_seconds
 from ..results.correct import Correct, read_correct
 from ..results.tables import signed
 from ..scoring import significance
@@ -42,8 +43,8 @@ class Run:
 
     @property
     def tested(self) -> str:
-        """The score that counts: that of the prompt with the best validation, or of the last epoch where none is."""
-        return "test.best_val" if self.results["metrics"].get("test.best_val", {}).get("n") else "test.last"
+        """The key of the test score that counts."""
+        return tested_score(self.results)
 
     def accuracy(self, key: str) -> float | None:
         return self.results["metrics"].get(key, {}).get("acc1")
@@ -55,10 +56,8 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Seconds of a run without reading images and computing features, which other runs share."""
-        return sum(
-            spent for part, spent in self.results["seconds"].items() if part not in ("data", "features")
-        )
+        """Seconds to train."""
+        return train_seconds(self.results)
 
 
 Cells = dict[str, list[Run]]  # by the name of a cell, its runs
@@ -85,19 +84,29 @@ class Verdict:
     sentence: str = ""
 
 
+def check_split(group: str, known: dict[int, tuple[Path, str]], seed: int, folder: Path, split: str) -> None:
+    """Raise ``UserError`` where two runs of one seed learn or are tested on different images.
+
+    Args:
+        group: Of the runs.
+        known: By seed, the folder and split hash of the first run; this one is added where it is the first.
+        seed: Of a run, as ``folder`` and ``split``, its split hash.
+    """
+    other, before = known.setdefault(seed, (folder, split))
+    if before != split:
+        where = f" of {group}" if group else ""
+        raise UserError(
+            f"{other} and {folder} cannot be in one table{where}: their split hashes are {before} and {split}, so the "
+            "data has changed between them; remove one of them, or choose another --output"
+        )
+
+
 def check_splits(group: str, cells: Cells) -> None:
     """Raise ``UserError`` where runs of one seed learned or were tested on different images."""
-    first: dict[int, tuple[str, Run]] = {}
-    for name, runs in cells.items():
+    known: dict[int, tuple[Path, str]] = {}
+    for runs in cells.values():
         for run in runs:
-            other, known = first.setdefault(run.seed, (name, run))
-            if known.results["split_hash"] != run.results["split_hash"]:
-                where = f" of {group}" if group else ""
-                raise UserError(
-                    f"{known.folder} and {run.folder} cannot be in one table{where}: their split hashes are "
-                    f"{known.results['split_hash']} and {run.results['split_hash']}, so the data has changed between "
-                    "them; remove one of them, or choose another --output"
-                )
+            check_split(group, known, run.seed, run.folder, run.results["split_hash"])
 
 
 def matrix(runs: Sequence[Run], seeds: Sequence[int], key: str | None = None) -> np.ndarray | None:
@@ -118,10 +127,13 @@ def interval(runs: Sequence[Run]) -> significance.Interval | None:
     values = [run.accuracy(run.tested) for run in runs]
     if right is not None and len(runs) > 1 and right.shape[1] > 1:
         found = significance.over_seeds_and_images(right)
-        return found._replace(low=max(found.low, 0.0), high=min(found.high, 1.0))
-    if right is not None:
-        return significance.bootstrap_over_images(right)
-    return significance.over_seeds(values) if len(runs) > 1 else None
+    elif right is not None:
+        found = significance.bootstrap_over_images(right)
+    elif len(runs) > 1:
+        found = significance.over_seeds(values)
+    else:
+        return None
+    return found._replace(low=max(found.low, 0.0), high=min(found.high, 1.0))
 
 
 def difference(first: Sequence[Run], second: Sequence[Run]) -> dict[str, Any]:
@@ -178,8 +190,8 @@ def validation(runs: Sequence[Run]) -> float | None:
 def choose(cells: Cells) -> str | None:
     """Return the cell to use, by validation; None where nothing validates.
 
-    That is the best on features computed once, unless one that trains a prompt through the network validates better by
-    more than one standard error of the paired difference: a prompt costs hundreds of times as much to train. Of equals
+    That is the best on features computed once, unless one that trains through the network validates better by more than
+    one standard error of the paired difference: training through the network costs hundreds of times as much. Of equals
     the quicker is taken. Cells with fewer seeds than others do not take part, as long as some have all.
     """
     most = max((len(runs) for runs in cells.values()), default=0)
@@ -238,11 +250,11 @@ def _sentence(pick: str, cells: Cells, pairs: list[dict[str, Any]]) -> str:
     accuracy = np.mean([run.accuracy(run.tested) for run in runs])
     within = f" ({100 * found.low:.1f} to {100 * found.high:.1f})" if found else ""
     start = f"use {pick}: {100 * accuracy:.1f} %{within} of the test images, {_seconds(runs)} to train"
-    prompts = [pair for pair in pairs if not all(run.on_features for run in cells[pair["cell"]])]
     others = [pair for pair in pairs if pair["mean"] is not None]
-    if all(run.on_features for run in runs) and (prompts := [p for p in prompts if p["mean"] is not None]):
-        other = max(prompts, key=lambda pair: validation(cells[pair["cell"]]) or 0.0)
-        return f"{start}; {_against(other, 'the best method with a prompt, ')}"
+    dear = [pair for pair in others if not all(run.on_features for run in cells[pair["cell"]])]
+    if all(run.on_features for run in runs) and dear:
+        other = max(dear, key=lambda pair: validation(cells[pair["cell"]]) or 0.0)
+        return f"{start}; {_against(other, 'the best method that trains through the network, ')}"
     if others:
         other = max(others, key=lambda pair: validation(cells[pair["cell"]]) or 0.0)
         return f"{start}; {_against(other, 'the next, ')}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..config.parse import flat_sections, read_yaml
 from ..presets import find_method
 
 # Where none are named: what nothing trains, what is solved or trained on features computed once, and the best with a
@@ -28,11 +29,6 @@ def read_method(name: str) -> dict[str, Any]:
     """Return the dotted keys and values of a method, by its name or its file.
 
     Raises:
-        UserError: There is none.
+        UserError: There is none, or its file cannot be read.
     """
-    import yaml
-
-    from ..files import read_text
-
-    sections = yaml.safe_load(read_text(find_method(name)))
-    return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
+    return flat_sections(read_yaml(find_method(name)))

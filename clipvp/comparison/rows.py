@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..artifact.format import WEIGHTS
-from ..results.compare import summarise
+from ..results.compare import learned_numbers, summarise
 from ..results.folder import PROMPT
 from .judge import Cells, Run, Verdict, interval
 
@@ -25,7 +25,7 @@ def make_rows(cells: Cells, verdict: Verdict) -> list[dict[str, Any]]:
             "tested": runs[0].tested,
             "interval": {"low": found.low, "high": found.high, "how": found.how} if found else None,
             "minus_pick": None,
-            "numbers": int(max(map(_numbers, runs))),
+            "numbers": max(learned_numbers(run.results) or 0 for run in runs),
             "train_seconds": float(np.mean([run.seconds for run in runs])),
             "on_features": all(run.on_features for run in runs),
             "bytes": max((size for size in map(_bytes, runs) if size is not None), default=None),
@@ -44,12 +44,6 @@ def make_rows(cells: Cells, verdict: Verdict) -> list[dict[str, Any]]:
                 "p_holm": pair.get("p_holm"),
             }
     return rows
-
-
-def _numbers(run: Run) -> int:
-    """Return how many numbers a run learned: those that train, or those of a head that is solved."""
-    info = run.results["run_info"]
-    return info["trainable_parameters"] + info.get("fitted_numbers", 0)
 
 
 def _bytes(run: Run) -> int | None:

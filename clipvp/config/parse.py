@@ -95,7 +95,7 @@ def parse(
     parser.set_defaults(defaults or {})
     for place, key, value in _options(arguments):
         if key == "--config":
-            values, texts = (choices.without_others(_read_yaml(value, how)) for how in _LOADERS)
+            values, texts = (choices.without_others(read_yaml(value, how)) for how in _LOADERS)
             value = json.dumps(choices.with_texts(values, texts), default=str)
         elif key == "--plugins":
             value = json.dumps(_listed(yaml.safe_load(value)))
@@ -118,7 +118,7 @@ def from_dict(values: dict[str, Any], config_class: type[Config] = RunConfig) ->
     """
     if not isinstance(values, dict):
         raise UserError(f"config: the whole is {values!r}, not a section with keys")
-    choices = _choose(config_class, _flat(values))
+    choices = _choose(config_class, flat_sections(values))
     parser = choices.parser("")
     choices.add_to(parser)
     own = choices.without_others(values)
@@ -176,11 +176,11 @@ def _given(arguments: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for _, key, value in reversed(list(_options(arguments))):
         if key == "--config":
-            found |= _flat(_read_yaml(value))
+            found |= flat_sections(read_yaml(value))
         else:
             try:
                 read = value if value.startswith("#") else yaml.safe_load(value)
-                found |= _flat({key.removeprefix("--"): read})
+                found |= flat_sections({key.removeprefix("--"): read})
             except yaml.YAMLError:
                 continue  # jsonargparse says what is wrong with it
     return found
@@ -193,7 +193,12 @@ def _listed(plugins: Any) -> list[str]:
 _LOADERS = yaml.SafeLoader, yaml.BaseLoader  # values, and what is written for them
 
 
-def _read_yaml(file: str, loader: type = yaml.SafeLoader) -> dict[str, Any]:
+def read_yaml(file: str, loader: type = yaml.SafeLoader) -> dict[str, Any]:
+    """Return the content of a config file.
+
+    Raises:
+        UserError: It cannot be read, or holds no sections and keys.
+    """
     try:
         values = yaml.load(read_text(file), loader)  # noqa: S506, both loaders make data alone
     except OSError as error:
@@ -205,7 +210,7 @@ def _read_yaml(file: str, loader: type = yaml.SafeLoader) -> dict[str, Any]:
     return values
 
 
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
+def flat_sections(values: dict[str, Any]) -> dict[str, Any]:
     """Return sections as dotted keys; what is inside a key's own value stays as it is."""
     found = {}
     for key, value in values.items():

@@ -109,14 +109,14 @@ class SourceConfig(_Choice):
     """The frozen model.
 
     Args:
-        name: ``scheme:model``, see ``clipvp.load_source``.
+        name: ``scheme:model``, see clipvp list sources and ``clipvp.load_source``.
         canvas: Input size in pixels, a number for a square or [height, width]; the model's own when empty.
         precision: Arithmetic of the frozen part (fp32, bf16, fp16); the prompt and the loss stay in fp32.
         compile: Compile the network (torch.compile); has no effect where the border is shared or a mapping takes
             features of a closed label set.
         revision: Branch, tag or commit of a hub model.
-        local_files_only: Never ask the network, take what the hub cache holds.
-        outputs: What the mapping is given, logits or features; the mapping's own choice when empty.
+        local_files_only: Use only what the hub cache holds, without asking the network.
+        outputs: What the mapping takes, logits or features; the mapping's own choice when empty.
     """
 
     name: str = "offline:lite0"
@@ -157,11 +157,12 @@ class PromptConfig(_Choice):
     """The visual prompt.
 
     Args:
-        kind: A registered prompt: padding, border, patch, full, low_rank, scaled, smm, none or a plug-in's.
-        share_border: Compute once a batch what the network makes of pixels that all images share (padding): exact,
-            faster.
+        kind: A registered prompt (padding, border, patch, full, none and others, see clipvp list prompts) or a
+            plug-in's.
+        share_border: Compute once a batch what the network makes of pixels that all images share (padding); faster,
+            equal up to rounding.
         views: Prompts of this kind, each for a part of a CLIP's texts; an image is encoded once under each.
-        view_by: How texts are shared out: clusters (of their embeddings) or groups (of mapping.texts).
+        view_by: How texts are divided among the prompts: clusters (of their embeddings) or groups (of mapping.texts).
     """
 
     kind: str = "padding"
@@ -180,7 +181,8 @@ class MappingConfig(_Choice):
     """From what the source gives to target logits.
 
     Args:
-        kind: A registered mapping: random (RLM), frequency (FLM and ILM), identity or a plug-in's.
+        kind: A registered mapping (random for RLM, frequency for FLM and ILM, logistic for the linear probe and others,
+            see clipvp list mappings) or a plug-in's.
         templates: For CLIP, a set's name, one template, a list or a text file, one a line; when empty the paper's 81,
             and for identity "This is a photo of a {}.".
         texts: For CLIP, descriptions of each class: a JSON object of class names and lists of texts, a CSV file (class,
@@ -227,8 +229,8 @@ class DataConfig(_Choice):
         bits: Bits of the samples, 1 to 32, where images have more than 8 and their files do not say it: 12 for white at
             4095.
         background: Colour beneath transparent pixels, a name such as white, or #rrggbb; alpha is dropped when empty.
-        image_column: Column of images in a table; found by its type when empty.
-        label_column: Column of labels in a table; found by its type when empty.
+        image_column: Column of images in a table; found by its type or its name when empty.
+        label_column: Column of labels in a table; found by its type or its name when empty.
         split_column: Column of split names in a table; found by its name when empty, not used when none.
         class_names: Names for classes that are numbers: a list in their order; a map of a class to its name; or a file
             of either (.txt, .yaml, .json).
@@ -453,7 +455,7 @@ class RunConfig:
 
     Args:
         source: The model.
-        weights: Which of its own weights train.
+        weights: The model's own weights, frozen or trained.
         prompt: The visual prompt.
         mapping: The label mapping.
         data: The target task.

@@ -19,6 +19,8 @@ from .folder import RESULTS, read_results
 from .tables import COMPARISON_COLUMNS, SCORES, signed
 
 PICKED = "*"  # before the name of the cell that was picked
+# Parts of a run's seconds that are no training: other runs share the first two.
+_NO_TRAINING = ("data", "features", "testing")
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,15 @@ def grid(
             for key, value in values.items()
             if key in several or key not in short
         }
-        group = [text for key, text in told.items() if key.startswith("data.") or key == "train.protocol"]
+        group = [text for key, text in told.items() if chooses_images(key)]
         name = " ".join([*([method] if method else []), *told.values()]) or "base"
         cells.append(Cell(name, {**own, **values}, ", ".join(group)))
     return cells
+
+
+def chooses_images(key: str) -> bool:
+    """Return whether a dotted key decides which images train, validate and test."""
+    return key.startswith("data.") or key == "train.protocol"
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
@@ -129,6 +136,23 @@ def finished(config: RunConfig) -> dict[str, Any] | None:
             f"{config.output!r} holds a run of another config ({'; '.join(differ)}); choose another --output"
         )
     return results
+
+
+def tested_score(results: Mapping[str, Any]) -> str:
+    """Return the key of the score that counts: of the best validation, or of the last epoch where nothing validates."""
+    return "test.best_val" if results["metrics"].get("test.best_val", {}).get("n") else "test.last"
+
+
+def train_seconds(results: Mapping[str, Any]) -> float:
+    """Return the seconds of a run without reading images, computing features, and tests."""
+    return sum(spent for part, spent in results["seconds"].items() if part not in _NO_TRAINING)
+
+
+def learned_numbers(results: Mapping[str, Any]) -> int | None:
+    """Return how many numbers a run learned: those that train, and those of a head that is solved; None if unknown."""
+    info = results["run_info"]
+    trained = info.get("trainable_parameters")
+    return None if trained is None else trained + info.get("fitted_numbers", 0)
 
 
 def summarise(cells: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from decimal import Decimal
 from typing import Any
 
 from ..config.schema import SECTIONS, RunConfig
@@ -127,8 +128,9 @@ class Range:
             raise UserError(
                 f"sweep.space: {key} has no step, which sweep.sampler: grid needs; give one or a list"
             )
-        count = int((self.high - self.low) / step * (1 + 1e-12)) + 1
-        return [self.low + index * step for index in range(count)]
+        low, high, step = (Decimal(str(number)) for number in (self.low, self.high, step))
+        values = [low + index * step for index in range(int((high - low) / step) + 1)]
+        return [int(value) if self.whole else float(value) for value in values]
 
     def ends(self, key: str) -> list[Any]:
         return [self.low, self.high]

@@ -148,19 +148,27 @@ class Study:
         with self._guarded(), _no_experimental_warnings():
             for trial in self.trials():
                 if trial.state == TrialState.RUNNING and self._take(trial.number):
+                    self._seed(trial.number)
                     if found := self._begin(optuna.Trial(self.study, trial._trial_id)):
                         return found
                     self.leave(trial.number)
-            number = len(self.trials())
-            if number >= self.total:
-                return None
-            # Of the trials before alone, whichever worker asks: each has random numbers of its own.
-            self.study.sampler = _sampler(self.settings.sampler, 1_000_003 * self.base.seed + number)
-            if self.grid is not None:
-                self.study.enqueue_trial(self.space.stored(self.grid[number]))
+            trials = self.trials()
+            # A worker that was killed may have left a trial in the queue.
+            queued = [trial.number for trial in trials if trial.state == TrialState.WAITING]
+            number = queued[0] if queued else len(trials)
+            if not queued:
+                if number >= self.total:
+                    return None
+                if self.grid is not None:
+                    self.study.enqueue_trial(self.space.stored(self.grid[number]))
+            self._seed(number)
             trial = self.study.ask()
             self._take(trial.number)
             return self._begin(trial)
+
+    def _seed(self, number: int) -> None:
+        """Give a trial random numbers of its own, so that they follow from the trials before, whichever worker asks."""
+        self.study.sampler = _sampler(self.settings.sampler, 1_000_003 * self.base.seed + number)
 
     def _take(self, number: int) -> bool:
         """Lock the folder of a trial, if no other worker holds it."""

@@ -34,6 +34,7 @@ _SHARES = (0.1, 0.2, 0.3, 0.45)  # of a map, the smallest core that is kept apar
 _MEMORY_SHARE = (
     1 / 8
 )  # of the machine's memory, the most that is kept there; every process keeps its own copy
+_TRIED = 16  # images of the passes that are counted; a shared border counts as one more
 _LEAST_SAVED = 0.05  # of the operations of a pass
 _LEAST_IMAGES = 1000  # over all epochs: a shorter run ends sooner than the depths are tried
 _AS_GOOD = 0.02  # of the operations: then the depth with fewer bytes is taken
@@ -115,7 +116,9 @@ def with_cores(
     """
     passed = [split for split in data if split != "test" or config.test_every_epoch]
     count = sum(len(data[split]) for split in passed)
-    depth = best_depth(classifier, _room(where) / count)
+    # Building is one more pass over the images: by itself the core is kept where the epochs save more than that.
+    least = 1 / config.epochs if config.keep_core == "auto" else 0.0
+    depth = best_depth(classifier, _room(where) / count, max(least, _LEAST_SAVED))
     if depth is None:
         if config.keep_core != "auto":
             progress.line(f"train.keep_core: {where}: nothing is kept, it saves too little or does not fit")
@@ -156,13 +159,18 @@ def _room(where: str) -> float:
 
 
 @torch.no_grad()
-def best_depth(classifier: PromptedClassifier, most_bytes: float = float("inf")) -> Depth | None:
-    """Return the depth at which keeping the core leaves the fewest operations, with at most so many bytes an image.
+def best_depth(
+    classifier: PromptedClassifier, most_bytes: float = float("inf"), least_saved: float = _LEAST_SAVED
+) -> Depth | None:
+    """Return the depth at which keeping the core leaves the fewest operations; None where it saves too little.
 
-    None where it saves too little.
+    Args:
+        classifier: Of the run.
+        most_bytes: An image.
+        least_saved: Of the operations of a pass, 0 to 1.
     """
     classifier.eval()
-    images = torch.zeros(2, 3, *classifier.prompt.image_size, device=classifier.device)
+    images = torch.zeros(_TRIED, 3, *classifier.prompt.image_size, device=classifier.device)
     whole = count_operations(lambda: classifier.source_outputs(images))
     depths = []
     for share in _SHARES:
@@ -174,7 +182,7 @@ def best_depth(classifier: PromptedClassifier, most_bytes: float = float("inf"))
     if not fitting:
         return None
     fewest = min(depth.operations for depth in fitting)
-    if fewest > (1 - _LEAST_SAVED) * whole:
+    if fewest > (1 - least_saved) * whole:
         return None
     good = [depth for depth in fitting if depth.operations <= fewest + _AS_GOOD * whole]
     return min(good, key=lambda depth: depth.num_bytes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -109,7 +110,8 @@ class LoraWeights(ImageWeights):
             lora_alpha=self.alpha,
             use_rslora=self.scaling == "root",
             lora_dropout=self.dropout,
-            target_modules=names,
+            # An expression: PEFT takes a list for the ends of names, which other layers may have too.
+            target_modules="|".join(map(re.escape, names)),
             bias="none",
         )
         with warnings.catch_warnings():

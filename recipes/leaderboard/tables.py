@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from clipvp.config.parse import from_dict
+from clipvp.config.parse import flat_sections, from_dict, read_yaml
 from clipvp.config.schema import RunConfig
 from clipvp.presets import methods
 from clipvp.registry import UserError, check_choice
@@ -143,15 +143,11 @@ def _read(path: Path) -> Table:
 
 def method_values(name: str, more: dict[str, Any]) -> dict[str, Any]:
     """Return the dotted keys and values of a method's file, with those that differ."""
-    import yaml
-
     more = dict(more)
     file = more.pop("method", name)
     files = methods()
     check_choice("method", file, files)
-    sections = yaml.safe_load(files[file].read_text(encoding="utf-8"))
-    own = {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
-    return own | more
+    return flat_sections(read_yaml(str(files[file]))) | more
 
 
 def nested(values: dict[str, Any]) -> dict[str, Any]:

@@ -94,9 +94,7 @@ def test_list_names_configs_and_methods(capsys):
     main(["list", "methods"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(methods())
-    assert next(line for line in lines if line.startswith("flm ")).endswith(
-        "FLM: counted once, before training."
-    )
+    assert next(line for line in lines if line.startswith("flm ")).endswith("counted once before training.")
     main(["list", "configs"])
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(configs())
 

@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from conftest import small_config, write_image_folder
 
 import clipvp.comparison.run
-from clipvp import PromptedClassifier, compare
+from clipvp import PromptedClassifier, RunConfig, compare
+from clipvp.comparison.compare import Comparison
 from clipvp.comparison.measure import Cost, Estimate
 from clipvp.comparison.plan import make_plan
 from clipvp.comparison.run import Outcome, in_order, run_jobs
@@ -168,7 +169,7 @@ def test_a_run_that_fails_does_not_end_the_others(config, monkeypatch):
         )
 
 
-def test_data_that_changed_between_runs_is_refused(config, images):
+def test_data_that_changed_between_runs_is_refused_before_anything_runs(config, ran):
     compare(config=config, methods=METHODS[:1], seeds=[0], say=lambda line: None)
     results = Path(config.output, "class_means", "seed0", "results.json")
     results.write_text(
@@ -176,6 +177,34 @@ def test_data_that_changed_between_runs_is_refused(config, images):
     )
     with pytest.raises(UserError, match="cannot be in one table.*0123456789abcdef.*the data has changed"):
         compare(config=config, methods=METHODS, seeds=[0], say=lambda line: None)
+    assert ran == ["class_means/seed0"]
+
+
+def test_a_method_with_a_protocol_of_its_own_is_in_the_table_and_not_in_the_pick(config, tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text("mapping: {kind: linear}\nprompt: {kind: none}\ntrain: {protocol: paper}")
+    found = compare(config=config, methods=[str(own), METHODS[0]], seeds=[0], say=lambda line: None)
+    assert [verdict.pick for verdict in found.verdicts] == [None, METHODS[0]] and len(found.rows) == 2
+    assert list(found.best) == ["train.protocol=val"] and found.pick == METHODS[0]
+    assert (tmp_path / "grid" / "best" / "train.protocol=val").is_dir()
+
+
+def test_processes_that_end_together_write_one_after_the_other(tmp_path, monkeypatch):
+    module, output = sys.modules[compare.__module__], tmp_path / "grid"
+    output.mkdir()
+    (output / "best").mkdir()  # of an earlier pick
+    foreign = lock.FileLock(output.resolve() / lock.LOCK, timeout=0, thread_local=False)
+    foreign.acquire()
+    looks = []
+
+    def end_the_other(seconds: float) -> None:
+        looks.append([path.name for path in output.iterdir() if path.name != lock.LOCK])
+        foreign.release()
+
+    monkeypatch.setattr(module.time, "sleep", end_the_other)
+    module.write_comparison(Comparison([], [], output=output), RunConfig(output=str(output)))
+    assert looks == [["best"]] and (output / "compare.json").exists()
+    assert not (output / "best").exists() and not (output / lock.LOCK).exists()
 
 
 # Order and estimates

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from clipvp.comparison.advice import next_things
 from clipvp.comparison.judge import Run, check_splits, choose, difference, interval, judge
 from clipvp.comparison.rows import make_rows
 from clipvp.registry import UserError
@@ -37,7 +38,11 @@ def run_of(
             "test.best_val": score(test if val else None),
             "val.best": score(val),
         },
-        "seconds": {"training": seconds, **({"features": 100.0} if features else {"counting": 0.0})},
+        "seconds": {
+            "training": seconds,
+            "testing": 7.0,
+            **({"features": 100.0} if features else {"counting": 0.0}),
+        },
         "split_hash": f"{split}{seed}",
         "run_info": {"trainable_parameters": 0 if features else 300, "fitted_numbers": 40 if features else 0},
         "source": {"name": "offline:lite0", "canvas": [64, 64]},
@@ -147,6 +152,12 @@ def test_runs_without_bits_or_of_other_test_images_are_compared_by_seed():
     assert interval([run_of(0, None, bits(0.6, 50), bits=False)]) is None
 
 
+def test_an_interval_is_of_shares():
+    """Two seeds alone leave nearly everything open, but no accuracy is below 0 or above 1."""
+    found = interval([run_of(seed, None, bits(0.5 + 0.2 * seed, 50), bits=False) for seed in (0, 1)])
+    assert (found.low, found.high) == (0, 1) and found.how == significance.T_SEEDS
+
+
 def test_results_of_other_images_are_refused():
     cells = {"a": [run_of(0, [1, 0], [1, 0])], "b": [run_of(0, [1, 0], [1, 0], split="other")]}
     with pytest.raises(UserError, match="same0 and other0.*data has changed"):
@@ -181,7 +192,7 @@ def test_the_sentence_says_what_to_use_and_how_it_stands_to_a_prompt(table):
         and "of the test images, 1.0 seconds to train" in verdict.sentence
     )
     assert (
-        "level with the best method with a prompt, a_prompt_50%, within the interval (+5.0 points"
+        "level with the best method that trains through the network, a_prompt_50%, within the interval (+5.0 points"
         in verdict.sentence
     )
     assert [row["pick"] for row in rows] == [True, False, False]
@@ -192,7 +203,7 @@ def test_rows_hold_costs_and_the_difference_to_the_pick(table):
     json.dumps(rows, allow_nan=False)
     probe, prompt, rlm = rows
     assert (probe["numbers"], prompt["numbers"]) == (40, 300)
-    assert (probe["train_seconds"], prompt["train_seconds"]) == (1.0, 400.0) and probe["seconds"] == 101.0
+    assert (probe["train_seconds"], prompt["train_seconds"]) == (1.0, 400.0) and probe["seconds"] == 108.0
     assert probe["minus_pick"] is None and rlm["minus_pick"]["mean"] == pytest.approx(-0.6)
     for pair, row in zip(verdict.pairs, rows[1:], strict=True):
         gap = row["minus_pick"]
@@ -218,3 +229,10 @@ def test_the_table_is_the_same_in_every_format(table):
     assert values["cell"] == "rlm" and float(values["minus_pick.mean"]) == pytest.approx(-0.6)
     latex = as_latex(rows)
     assert latex.count(r"\\") == 4 and r"50\%" in latex and r"70.0 $\pm$ 1.7" in latex and "toprule" in latex
+
+
+def test_what_is_advised_names_each_value_once():
+    runs = {"probe": [run_of(0, bits(0.5, 40), bits(0.5, 60))]}
+    runs["probe"][0].results["data"]["shots"] = 1
+    lines = next_things(judge("", runs), runs, [], {}, 0)
+    assert any("--vary '{data.shots: [1, 4]}'" in line for line in lines)

@@ -63,9 +63,41 @@ def test_names_that_would_be_alike_are_written_whole():
         ({"seeds": []}, "--seeds is empty"),
         ({"vary": {"optim.lr": []}}, "optim.lr has no values"),
         ({"vary": {"optim.lrr": [1]}}, "optim.lrr"),
+        ({"vary": {"seed": [1, 2]}}, "--vary: seed is set by the comparison; give seeds with --seeds"),
     ],
 )
 def test_what_is_wrong_is_told_first(given, message, tmp_path):
     with pytest.raises(UserError, match=message):
         plan(tmp_path, **given)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("- blm", "not sections with keys"),
+        ("mapping: [", "cannot be decoded"),
+        ("mapping: {kind: blmm}", "did you mean 'blm'"),
+        ("mapping: blm", "mapping"),
+        ("seed: 1", "own.yaml': seed is set by the comparison"),
+    ],
+)
+def test_a_wrong_file_of_a_method_is_one_line(text, message, tmp_path):
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        plan(tmp_path, methods=[str(tmp_path / "own.yaml")])
+    with pytest.raises(UserError, match="none.yaml' cannot be read"):
+        plan(tmp_path, methods=[str(tmp_path / "none.yaml")])
+
+
+def test_methods_with_a_protocol_of_their_own_are_a_group_of_their_own(tmp_path):
+    """They learn from other images, so that no difference to the others is paired."""
+    found = plan(tmp_path, methods=["clip_lora", "linear_probe", "blm"], tasks=["digits", "mnist5k"])
+    groups = {name: row[0].cell.group for name, row in found.jobs.items()}
+    assert groups == {
+        f"{method} {task}": f"{task}, train.protocol={protocol}"
+        for method, protocol in (("clip_lora", "paper"), ("linear_probe", "val"), ("blm", "val"))
+        for task in ("digits", "mnist5k")
+    }
+    same = plan(tmp_path, methods=["clip_lora", "blm"], vary={"train.protocol": ["val"]})
+    assert {row[0].cell.group for row in same.jobs.values()} == {"train.protocol=val"}

@@ -22,7 +22,7 @@ LITTLE = "--train.batch_size 8 --data.max_test 12 --source.canvas 72"
 TRAIN = f"--train.epochs 1 --data.max_train 24 --data.shots null {LITTLE}"
 QUICK = {
     "train": TRAIN,
-    "base_to_new.py": TRAIN,
+    "base_to_new": TRAIN,
     "compare": f"--methods [class_means] --seeds [0] --data.shots 4 {LITTLE}",
 }
 

@@ -61,12 +61,22 @@ def test_costs_show_every_method_its_seeds_and_the_front(cost):
     figure.draw_without_rendering()
 
 
-def test_names_do_not_cover_each_other():
-    rows = [row_of(f"method {place}", [0.5 + place / 1000], 1000) for place in range(12)]
+@pytest.mark.parametrize(
+    "numbers", [[1000] * 12, [1000, 1100, 1300, 900] * 5, [10**place for place in range(6)] * 3]
+)
+def test_names_cover_neither_each_other_nor_a_mean(numbers):
+    rows = [row_of(f"method {place}", [0.5 + place / 300], count) for place, count in enumerate(numbers)]
     figure = plot_costs(rows)
     figure.draw_without_rendering()
-    boxes = sorted((text.get_window_extent() for text in figure.axes[0].texts), key=lambda box: box.y0)
-    assert all(above.y0 >= below.y1 - 2 for below, above in zip(boxes, boxes[1:], strict=False))
+    [ax] = figure.axes
+    boxes = [text.get_window_extent() for text in ax.texts]
+    means = [ax.transData.transform(line.get_xydata()[0]) for line in ax.lines if line.get_zorder() == 4]
+    assert len(boxes) == len(means) == len(rows)
+    for place, box in enumerate(boxes):
+        for other in boxes[place + 1 :]:
+            across = min(box.x1, other.x1) - max(box.x0, other.x0)
+            assert across <= 0 or min(box.y1, other.y1) - max(box.y0, other.y0) <= 3
+        assert not any(box.x0 < x < box.x1 and box.y0 + 2 < y < box.y1 - 2 for x, y in means)
 
 
 def test_shots_are_a_line_a_method():

@@ -323,6 +323,10 @@ def test_the_folder_of_a_comparison_is_all_its_runs(runs, tmp_path):
     (grid / "compare.json").write_text("[]")
     assert [run.name for run in read_runs([grid])] == ["a/seed0", "b/seed0"]
     assert write_page([grid]) == grid / "report.html"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "compare.json").write_text("[]")
+    with pytest.raises(UserError, match="empty' holds no finished run"):
+        write_page([tmp_path / "empty"])
 
 
 FILTERS = """

@@ -16,6 +16,7 @@ from clipvp.cli.main import main
 from clipvp.config.parse import parse
 from clipvp.config.values import from_dict
 from clipvp.search.space import Space
+from clipvp.search.study import Study
 
 RATE = {"optim.lr": {"low": 1e-3, "high": 1.0, "log": True}}
 
@@ -125,6 +126,38 @@ def test_a_trial_has_the_keys_of_its_choices_alone():
     )
     config = Space(SPACE, RunConfig()).config(grid[0], "runs/x")
     assert config.optim.group("mapping").lr == 0.1 and config.mapping.kind == "linear"
+
+
+def test_a_grid_has_the_numbers_that_are_meant():
+    def grid(**given):
+        return [row["optim.weight_decay"] for row in Space({"optim.weight_decay": given}, RunConfig()).grid()]
+
+    assert grid(low=0.1, high=0.3, step=0.1) == [0.1, 0.2, 0.3]
+    assert grid(low=0.0, high=0.35, step=0.1) == [0.0, 0.1, 0.2, 0.3]
+    whole = Space({"train.epochs": {"low": 2, "high": 7, "step": 2}}, RunConfig()).grid()
+    assert whole == [{"train.epochs": epochs} for epochs in (2, 4, 6)]
+
+
+@pytest.mark.parametrize("sampler", ["grid", "random"])
+def test_a_trial_whose_worker_was_killed_before_it_began_is_taken_up(sampler, tmp_path):
+    space = {"optim.lr": {"low": 0.1, "high": 0.3, "step": 0.1}, "train.batch_size": [8, 16]}
+    params = {}
+    for name in ("whole", "killed"):
+        base = RunConfig(output=str(tmp_path / name))
+        study = Study(
+            SweepConfig(space=space, sampler=sampler, trials=4), Space(space, base), base, tmp_path / name
+        )
+        if name == "killed" and sampler == "grid":
+            study.study.enqueue_trial(study.space.stored(study.grid[0]))
+        elif name == "killed":
+            study.study.ask()
+        params[name] = []
+        while claimed := study.claim():
+            params[name].append(claimed[1])
+            study.study.tell(claimed[0], 0.5)
+            study.leave(claimed[0].number)
+        assert not study.unfinished()
+    assert params["killed"] == params["whole"] and len(params["whole"]) == 4
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ def test_steps_counting_and_validating_are_given_the_core(task, tmp_path, monkey
         return read(self, values, height, width)
 
     monkeypatch.setattr(CoreTape, "read", noted)
+    monkeypatch.setattr(cores, "_TRIED", 2)
     run(task, tmp_path, "memory")
     steps = [(True, 16), (True, 16), (True, 5)]
     passes = [(False, 16), (False, 16), (False, 5)]
@@ -111,6 +112,18 @@ def test_nothing_is_kept_that_does_not_fit(task, tmp_path, monkeypatch):
     monkeypatch.setattr(cores, "_room", lambda where: 1000)
     monkeypatch.setattr(cores, "_compute", lambda *given: pytest.fail("it was computed"))
     run(task, tmp_path, "memory")
+
+
+def test_by_itself_the_core_is_kept_where_the_epochs_save_more_than_building_costs(
+    task, tmp_path, monkeypatch
+):
+    asked, best = [], cores.best_depth
+    monkeypatch.setattr(cores, "_LEAST_IMAGES", 1)
+    monkeypatch.setattr(cores, "best_depth", lambda *given: asked.append(given[2]) or best(*given))
+    for name, keep, epochs in (("few", "auto", 2), ("many", "auto", 40), ("asked", "memory", 2)):
+        run(task, tmp_path, keep, name, epochs=epochs)
+    assert asked == [0.5, 0.05, 0.05]
+    assert best(classifier(), least_saved=0.01) is not None and best(classifier(), least_saved=0.99) is None
 
 
 def test_a_prompt_without_a_core_keeps_nothing(task):

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from clipvp import PromptedClassifier, Task, UserError, build_classifier, fit
+from clipvp.demo.look import load_side_by_side
 from clipvp.training.step import Trainer
 from clipvp.weights.attention import SplitAttention
 from clipvp.weights.dropout import ImageDropout, image_keys
@@ -85,6 +86,16 @@ def test_an_adapter_is_the_formula_of_lora():
     x = source.normalize(pixels).flatten(1)
     expected = head(torch.tanh(F.linear(x, first + 3 / 2**0.5 * b @ a, network[1].base_layer.bias)))
     torch.testing.assert_close(source(pixels), expected)
+
+
+def test_only_the_named_layers_get_adapters():
+    """The name of one layer may be the end of another's."""
+    inner = nn.Sequential(nn.Identity(), nn.Tanh())
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 8), inner, nn.Linear(8, 5))
+    weights = LoraWeights(rank=2, targets="linear")
+    weights.apply(closed_source(network, 5))
+    assert {name.partition(".")[0] for name in weights.tensors(network)} == {"1"}
+    assert type(network[2][1]) is nn.Tanh
 
 
 def test_a_split_attention_is_the_attention():
@@ -235,3 +246,20 @@ def test_results_say_which_weights_trained(tiny_timm, tiny_task, tmp_path):
     adapters = sum(p.numel() for name, p in classifier.source.named_parameters() if ".lora_" in name)
     head = sum(p.numel() for p in classifier.mapping.parameters())
     assert results["run_info"]["trainable_parameters"] == adapters + head
+
+
+@pytest.mark.parametrize("weights", [LORA, {"kind": "full"}], ids=["lora", "full"])
+def test_a_loaded_source_is_not_shared_with_trained_weights(weights, tiny_timm, tiny_task, tmp_path):
+    pictures = [image for image, _ in coloured_images(4, 3, seed=2)]
+    folders, alone = {}, {}
+    for name, own in (("head", {"kind": "frozen"}), ("weights", weights)):
+        run = run_of(tiny_timm, tmp_path / name, own, train={"epochs": 1})
+        fit(build_classifier(run, tiny_task), tiny_task, run)
+        folders[name] = str(tmp_path / name / "prompt")
+        alone[name] = PromptedClassifier.from_pretrained(folders[name]).predict(pictures)
+    for names in (("head", "weights"), ("weights", "head")):
+        side_by_side = load_side_by_side([folders[name] for name in names])
+        for name, classifier in zip(names, side_by_side, strict=True):
+            assert classifier.predict(pictures) == alone[name]
+        with pytest.raises(UserError, match="not shared"):
+            PromptedClassifier.from_pretrained(folders[names[1]], source=side_by_side[0].source)

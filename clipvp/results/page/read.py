@@ -40,7 +40,9 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     Raises:
         UserError: A folder is given twice, holds no finished run, or a file of it is damaged.
     """
-    folders = [run for folder in folders for run in _runs_of(folder)]
+    given, folders = folders, [run for folder in folders for run in _runs_of(folder)]
+    if not folders:
+        raise UserError(f"{str(given[0])!r} holds no finished run")
     paths = [folder.resolve() for folder in folders]
     for folder, path in zip(folders, paths, strict=True):
         if paths.count(path) > 1:

@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from ..compare import learned_numbers, tested_score, train_seconds
 from ..plots.comparison import pareto_front
 from ..tables import COMPARISON_COLUMNS, SHOTS
 from . import curves
@@ -66,28 +67,14 @@ def _name(names: Sequence[str]) -> str:
 
 def accuracy(run: Run) -> float | None:
     """Return the test accuracy of the prompt that a run keeps."""
-    metrics = run.results["metrics"]
-    best = metrics.get("test.best_val", {})
-    return best.get("acc1") if best.get("n") else metrics.get("test.last", {}).get("acc1")
-
-
-def numbers(run: Run) -> float | None:
-    """Return how many numbers a run learned."""
-    info = run.results["run_info"]
-    trained = info.get("trainable_parameters")
-    return None if trained is None else trained + info.get("fitted_numbers", 0)
-
-
-def train_seconds(run: Run) -> float:
-    """Return the seconds of a run without reading images and computing features."""
-    return sum(spent for part, spent in run.results["seconds"].items() if part not in ("data", "features"))
+    return run.results["metrics"].get(tested_score(run.results), {}).get("acc1")
 
 
 def cost_charts(runs: Sequence[Run], cells: Sequence[Cell]) -> list[Scatter]:
     """Return accuracy against trainable numbers and against seconds, where there are several cells."""
     found = []
-    for key, cost in (("numbers", numbers), ("train_seconds", train_seconds)):
-        values = {place: (cost(run), accuracy(run)) for place, run in enumerate(runs)}
+    for key, cost in (("numbers", learned_numbers), ("train_seconds", train_seconds)):
+        values = {place: (cost(run.results), accuracy(run)) for place, run in enumerate(runs)}
         known = {place: pair for place, pair in values.items() if None not in pair}
         own = [cell for cell in cells if known.keys() & set(cell.places)]
         if len(own) > 1:

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ...files import write_text
 from ...registry import UserError
+from ..compare import learned_numbers
 from ..folder import PAGE
 from ..tables import (
     CAPTIONS,
@@ -150,7 +151,7 @@ def _scores(runs: Sequence[Run], looks: Sequence[str]) -> list[Column]:
             columns.append(Column(name, [Cell(percent(value), value) for value in values]))
     for key, name in (("seed", "seed"), ("num_train", "training images")):
         columns.append(Column(name, [Cell(str(run.results[key]), run.results[key]) for run in runs]))
-    numbers = [scatter.numbers(run) for run in runs]
+    numbers = [learned_numbers(run.results) for run in runs]
     if any(number is not None for number in numbers):
         texts = ["-" if number is None else f"{number:,}" for number in numbers]
         own = [Cell(text, number) for text, number in zip(texts, numbers, strict=True)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..tables import COMPARISON_COLUMNS, SCORES, SHOTS
 from .base import BLUE, VERMILION, new_figure, shorten, text_width, title, writing
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Rows = Sequence[Mapping[str, Any]]
 
 _COSTS = ("numbers", "train_seconds")
-_LOOKS = {True: (BLUE, "features computed once"), False: (VERMILION, "a prompt trained through the network")}
+_LOOKS = {True: (BLUE, "features computed once"), False: (VERMILION, "trained through the network")}
 _NAME_SIZE, _LONGEST, _MOST_NAMES = 8.0, 34, 26
 _LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "0.35")
 _MARKERS = "osD^vP"
@@ -86,11 +86,11 @@ def plot_costs(rows: Rows, cost: str = "numbers", ax: Axes | None = None) -> Fig
     ax.set_ylabel(f"{SCORES[rows[0]['tested']]} (%)")
     ax.grid(color="0.92", linewidth=0.6)
     ax.margins(x=0.08, y=0.08)
-    named = sorted(range(len(rows)), key=lambda place: -means[place])[:_MOST_NAMES]
-    _name_points(ax, [(xs[place], means[place], rows[place]["cell"]) for place in named])
     _explain(ax, rows)
     if figure.axes == [ax]:
         title(figure, f"Accuracy against {COMPARISON_COLUMNS[cost]}, {_seeds(rows)}")
+    named = sorted(range(len(rows)), key=lambda place: -means[place])[:_MOST_NAMES]
+    _name_points(ax, [(xs[place], means[place], rows[place]["cell"]) for place in named])
     return figure
 
 
@@ -127,48 +127,82 @@ def _name_costs(ax: Axes, xs: Sequence[float], values: Sequence[float]) -> None:
 
 
 def _name_points(ax: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Write names to the right of points, or to the left in the right half, apart from each other, each with a line."""
+    """Write a name beside each point, where it covers no other name and no point; a line leads to one that is moved."""
     figure = ax.figure.canvas.figure
     figure.draw_without_rendering()
-    box, to_pixels = ax.get_window_extent(), ax.transData
-    step = 1.3 * _NAME_SIZE * figure.dpi / 72
-    sides: dict[bool, list[tuple[float, float, str, float, float]]] = {True: [], False: []}
-    for x, y, name in points:
-        px, py = to_pixels.transform((x, y))
-        sides[px > box.x0 + 0.6 * box.width].append((px, py, shorten(name, _LONGEST), x, y))
-    for left, side in sides.items():
-        heights = _apart([py for _, py, *_ in side], step, box.y0 + step / 2, box.y1 - step / 2)
-        for (_, py, name, x, y), height in zip(side, heights, strict=True):
-            (text,), look = writing([name])
-            moved = abs(height - py) > step / 2
-            offset = (22 if moved else 9) * (-1 if left else 1)
-            ax.annotate(
-                text,
-                (x, y),
-                (offset, (height - py) * 72 / figure.dpi),
-                textcoords="offset points",
-                ha="right" if left else "left",
-                va="center",
-                fontsize=_NAME_SIZE,
-                arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.6} if moved else None,
-                zorder=5,
-                bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.7},
-                **look,
-            )
+    scale, frame = figure.dpi / 72, ax.get_window_extent()
+    step = 1.3 * _NAME_SIZE * scale
+    at = [ax.transData.transform(point[:2]) for point in points]
+    taken = [_Rectangle(px - 4 * scale, py - 4 * scale, px + 4 * scale, py + 4 * scale) for px, py in at]
+    for (px, py), (x, y, name) in zip(at, points, strict=True):
+        name = shorten(name, _LONGEST)
+        width = text_width([name], _NAME_SIZE) * figure.dpi
+        right_first = px < frame.x0 + 0.6 * frame.width
+        places = [
+            _Place(right, moved, px, py, width, step, scale)
+            for moved in sorted(range(-_MOST_NAMES, _MOST_NAMES + 1), key=abs)
+            for right in (right_first, not right_first)
+        ]
+        inside = [place for place in places if place.rectangle.is_inside(frame)] or places
+        place = next(
+            (each for each in inside if not any(map(each.rectangle.overlaps, taken))),
+            inside[0],
+        )
+        taken.append(place.rectangle)
+        (text,), look = writing([name])
+        ax.annotate(
+            text,
+            (x, y),
+            (place.offset, place.moved * step / scale),
+            textcoords="offset points",
+            ha="left" if place.right else "right",
+            va="center",
+            fontsize=_NAME_SIZE,
+            arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.6} if place.moved else None,
+            zorder=5,
+            bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.7},
+            **look,
+        )
 
 
-def _apart(heights: Sequence[float], step: float, low: float, high: float) -> list[float]:
-    """Return heights moved so that they are at least ``step`` apart, as near to where they were as a sweep gets."""
-    order = sorted(range(len(heights)), key=lambda place: heights[place])
-    found = list(heights)
-    for before, place in zip(order, order[1:], strict=False):
-        found[place] = max(found[place], found[before] + step)
-    over = found[order[-1]] - high if order else 0.0
-    if over > 0:  # push down from the top
-        found[order[-1]] -= over
-        for after, place in zip(order[::-1], order[-2::-1], strict=False):
-            found[place] = min(found[place], found[after] - step)
-    return [max(height, low) if len(heights) * step < high - low else height for height in found]
+class _Rectangle(NamedTuple):
+    """In pixels of the figure."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+    def overlaps(self, other: _Rectangle) -> bool:
+        across = self.x0 < other.x1 and other.x0 < self.x1
+        return across and self.y0 < other.y1 and other.y0 < self.y1
+
+    def is_inside(self, other: Any) -> bool:
+        across = other.x0 <= self.x0 and self.x1 <= other.x1
+        return across and other.y0 <= self.y0 and self.y1 <= other.y1
+
+
+class _Place(NamedTuple):
+    """Where a name may be: to the right of its point (px, py) or to the left, so many steps above it."""
+
+    right: bool
+    moved: int
+    px: float
+    py: float
+    width: float
+    step: float
+    scale: float
+
+    @property
+    def offset(self) -> float:
+        """In points, from the point to the near end of the name."""
+        return (22 if self.moved else 9) * (1 if self.right else -1)
+
+    @property
+    def rectangle(self) -> _Rectangle:
+        near, middle = self.px + self.offset * self.scale, self.py + self.moved * self.step
+        low, high = sorted((near, near + (self.width if self.right else -self.width)))
+        return _Rectangle(low, middle - self.step / 2, high, middle + self.step / 2)
 
 
 def _explain(ax: Axes, rows: Rows) -> None:
