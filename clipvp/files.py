@@ -201,7 +201,7 @@ def digest(tensors: dict[str, Tensor], values: str = "") -> str:
 
     found = hashlib.sha256(values.encode())
     for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
+        tensor = tensors[name].detach().cpu().contiguous()
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
         found.update(tensor.flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()

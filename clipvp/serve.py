@@ -6,8 +6,7 @@ It asks for no password. It answers on this machine alone unless told otherwise.
 from __future__ import annotations
 
 import base64
-import binascii
-import hashlib
+import contextlib
 import json
 import socket
 import threading
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 MOST_CONNECTIONS = 64  # above it, a client is told to come back
+_NEEDS = "serve needs starlette and uvicorn: pip install 'clipvp[serve]'"
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,11 @@ class Classifying:
         self.resize, self.device = classifier.resize, classifier.device
         self.model = (classifier.fold() if classifier.source.labels.is_text else classifier).eval()
         self.labels, self.bounds = list(classifier.class_names), bounds
-        weights = digest(classifier.trained_state(), classifier.source.fingerprint)
-        self.name = hashlib.sha256(weights.encode()).hexdigest()[:16]
+        parts = (classifier.prompt, classifier.mapping)
+        built = [[part.kind, part.settings] for part in parts]
+        # Clients keep answers by this name, so it stands for all that decides them.
+        values = json.dumps([classifier.source.fingerprint, self.labels, built], sort_keys=True)
+        self.name = digest(classifier.trained_state(), values)[:16]
         self.images = self.requests = 0
         self._lock = threading.Lock()
 
@@ -112,6 +115,9 @@ class Classifying:
         reading = self.resize.reading
         try:
             content = base64.b64decode(text, validate=True)
+        except ValueError as error:  # characters beyond ASCII are not a binascii.Error
+            raise _Refused(400, f"image {place} is not in base64") from error
+        try:
             rgb = to_rgb(
                 content,
                 f"image {place}",
@@ -120,9 +126,8 @@ class Classifying:
                 report=lambda line: None,
             )
             return np.array(rgb) if (rgb.height, rgb.width) == self.resize.size else self.resize(rgb)
-        except (binascii.Error, ImageError) as error:
-            reason = str(error) if isinstance(error, ImageError) else f"image {place} is not in base64"
-            raise _Refused(400, reason) from error
+        except ImageError as error:
+            raise _Refused(400, str(error)) from error
 
     @float32_default()
     @torch.no_grad()
@@ -139,10 +144,11 @@ def application(classifying: Classifying) -> Starlette:
     try:
         from starlette.applications import Starlette
         from starlette.concurrency import run_in_threadpool
+        from starlette.requests import ClientDisconnect
         from starlette.responses import JSONResponse
         from starlette.routing import Route
     except ImportError as error:
-        raise UserError("serve needs starlette and uvicorn: pip install 'clipvp[serve]'") from error
+        raise UserError(_NEEDS) from error
 
     async def info(request: Request) -> JSONResponse:
         return JSONResponse(classifying.info())
@@ -156,6 +162,8 @@ def application(classifying: Classifying) -> Starlette:
             return JSONResponse(await run_in_threadpool(classifying.answer, body))
         except _Refused as refused:
             return JSONResponse({"error": str(refused)}, status_code=refused.status)
+        except ClientDisconnect:  # nobody reads the answer
+            return JSONResponse({"error": "the client has gone"}, status_code=400)
 
     return Starlette(
         routes=[
@@ -189,14 +197,17 @@ def serve(classifier: PromptedClassifier, host: str, port: int, bounds: Bounds) 
         UserError: A package is missing, or the address cannot be used.
     """
     app = application(Classifying(classifier, bounds))
-    import uvicorn
+    try:
+        import uvicorn
+    except ImportError as error:
+        raise UserError(_NEEDS) from error
 
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((host, port))
             listening.listen(MOST_CONNECTIONS)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise UserError(f"--host {host} --port {port} cannot be used: {error}") from error
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listening.getsockname()[1]}"
@@ -204,4 +215,5 @@ def serve(classifier: PromptedClassifier, host: str, port: int, bounds: Bounds) 
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, limit_concurrency=MOST_CONNECTIONS, lifespan="off"
         )
-        uvicorn.Server(config).run(sockets=[listening])
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn stops, and then raises the signal once more
+            uvicorn.Server(config).run(sockets=[listening])

@@ -47,28 +47,39 @@ def main() -> None:
         from clipvp.files import write_json
         from clipvp.progress import Progress
         from clipvp.registry import UserError, check_positive
+        from clipvp.results.folder import RunFolder
         from clipvp.results.tables import percent
         from clipvp.sources.distilled import save_distilled
         from clipvp.training.distil import distil
         from clipvp.training.outputs import with_outputs
+        from clipvp.training.processes import fail_together
 
         if not options["service"]:
             raise UserError("--service is missing; give the source to ask, such as http://127.0.0.1:8000")
         check_positive("--distil_epochs", options["distil_epochs"])
         prepare_cpu()
         accelerator = Accelerator()
+        output = Path(config.output)
+        names = ["ares", "linear_probe", *(["on_answers"] if options["ask_tests"] else [])]
+        with fail_together(
+            accelerator
+        ):  # before the service is asked, and before another run's head is replaced
+            for name in names:
+                folder = RunFolder(output / name, writes=accelerator.is_main_process)
+                folder.check(resume=config.resume == "auto", overwrite=config.overwrite)
         progress = Progress(config.train.progress and accelerator.is_main_process)
         task = load_task(config.data, seed=config.seed, protocol=config.train.protocol)
         accelerator.print(f"{task}\n")
-        output = Path(config.output)
         on_logits = MappingConfig(kind="linear", takes="logits", standardise=True)
         plain = replace(config, prompt=PromptConfig(kind="none"), mapping=on_logits)
 
-        def outputs(source: SourceConfig, phase: str):
-            """Return what a source gives of the training images as they are, and its classifier."""
-            classifier = build_classifier(replace(plain, source=source), task, accelerator.device)
+        def classifier_of(source: SourceConfig):
+            return build_classifier(replace(plain, source=source), task, accelerator.device)
+
+        def outputs(classifier, phase: str):
+            """Return what the source gives of the training images as they are."""
             tensors = task.tensors("train", classifier.resize, progress=progress.shown)
-            found = with_outputs(
+            return with_outputs(
                 classifier,
                 Batches(tensors, accelerator),
                 task.images("train"),
@@ -77,15 +88,16 @@ def main() -> None:
                 cache_dir=task.cache_dir,
                 phase=phase,
             )
-            return found, classifier
 
         asked = SourceConfig(name=options["service"], **options["service_options"])
-        answers, teacher = outputs(asked, "answers to train")
+        student = classifier_of(config.source)
+        student.source.classifier_head()  # raises where there is none
+        teacher = classifier_of(asked)
+        answers = outputs(teacher, "answers to train")
         with torch.no_grad():  # what is kept of a source that has features are these
             logits = answers.outputs(teacher, answers.values)
-        features, student = outputs(config.source, "features of train")
-        features, local, service = features.values, student.source, teacher.source
-        local.classifier_head()  # raises where there is none
+        features = outputs(student, "features of train").values
+        local, service = student.source, teacher.source
         weight, bias, left = distil(
             features, logits.softmax(1), epochs=options["distil_epochs"], seed=config.seed
         )

@@ -23,6 +23,7 @@ from clipvp import PromptedClassifier, UserError, load_source
 from clipvp.cli.main import main
 from clipvp.mappings.random import RandomMapping
 from clipvp.prompts.none import NoPrompt
+from clipvp.prompts.padding import PaddingPrompt
 from clipvp.serve import Bounds, Classifying, application, serve
 from clipvp.sources.service import png
 
@@ -103,6 +104,7 @@ def test_what_is_wrong_is_refused_and_the_service_goes_on(classifier):
         ({"images": "abc"}, 400, "base64"),
         ({"pictures": [image]}, 400, "base64"),
         ({"images": ["***"]}, 400, "image 0 is not in base64"),
+        ({"images": ["\u00fc"]}, 400, "image 0 is not in base64"),
         ({"images": [image, base64.b64encode(b"text").decode()]}, 400, "image 1: cannot be read as an image"),
         ({"images": [image] * 4}, 413, "4 images, at most 3 are allowed"),
         (b"x" * 5000, 413, "larger than 4096 bytes"),
@@ -113,6 +115,33 @@ def test_what_is_wrong_is_refused_and_the_service_goes_on(classifier):
             assert found == status and reason in answer["error"], (body, answer)
         assert ask(f"{url}/health")[1]["images"] == 0
         assert ask(f"{url}/classify", {"images": [image] * 3})[0] == 200
+
+
+def test_a_client_that_goes_in_the_middle_of_a_request_leaves_no_traceback(classifier, capfd):
+    with running(classifier) as url:
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as client:
+            client.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+            time.sleep(0.2)
+        assert ask(f"{url}/health")[0] == 200
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_ctrl_c_ends_the_service_quietly(classifier, monkeypatch):
+    def interrupted(self, sockets):  # as uvicorn ends once it has stopped by a SIGINT
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(uvicorn.Server, "run", interrupted)
+    serve(classifier, "127.0.0.1", 0, Bounds())
+
+
+def test_models_that_differ_in_their_settings_alone_have_other_names(tiny_timm):
+    source = load_source(tiny_timm, canvas=32)
+    names = set()
+    for prompt in (PaddingPrompt((32, 32), (16, 16)), PaddingPrompt((32, 32), (16, 16), bounded=False)):
+        for classes in (NAMES, NAMES[::-1]):
+            model = PromptedClassifier(prompt, source, RandomMapping(20, 20), classes)
+            names.add(Classifying(model, Bounds()).name)
+    assert len(names) == 4
 
 
 def test_the_source_of_a_service_is_its_classifier(classifier, tmp_path):
@@ -132,6 +161,8 @@ def test_an_address_that_is_taken_is_refused(classifier, tmp_path, capsys):
         taken.listen()
         with pytest.raises(UserError, match="--host 127.0.0.1 --port .* cannot be used: .*in use"):
             serve(classifier, "127.0.0.1", taken.getsockname()[1], Bounds())
+    with pytest.raises(UserError, match="--host a..b --port 0 cannot be used"):
+        serve(classifier, "a..b", 0, Bounds())
     for arguments in (["--port", "70000"], ["--most_images", "0"], ["--device", "abacus"]):
         with pytest.raises(SystemExit) as stopped:
             main(["serve", str(tmp_path / "missing"), *arguments])
@@ -224,7 +255,7 @@ def test_killed_on_both_sides_and_resumed_no_image_is_asked_twice(tiny_timm, tmp
         first = server("whole.log")
         finished(client("whole"))
         first.send_signal(signal.SIGINT)
-        first.communicate(timeout=60)
+        assert "Traceback" not in first.communicate(timeout=60)[1] and first.returncode == 0
         second = server("killed.log", dies=40)
         one = client("killed", dies=22)
         one.communicate(timeout=240)

@@ -374,7 +374,8 @@ class TrainConfig(_Choice):
         gradient: A registered gradient rule: backpropagation; spsa or random_directions, for sources that give no
             gradient; or a plug-in's.
         max_queries: Most images that training sends to the source, in steps, counting and validation; it ends before
-            the step that would exceed it. The tests at the end come on top. No limit when empty.
+            the step that would exceed it. The tests at the end come on top, unless what the source gives is computed
+            once, before the first epoch: then all images count. No limit when empty.
         protocol: val (a validation split selects) or paper (train on all, report the last epoch; counts and scores are
             computed in fp32, whatever source.precision is).
         eval_every: Epochs between two validations.

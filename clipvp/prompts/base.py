@@ -103,8 +103,9 @@ class VisualPrompt(nn.Module, ABC):
         return outputs
 
     def resize(self, source_resize: Resize) -> Resize:
-        """Return how raw images are brought to ``image_size``; by default the source's own way."""
-        return source_resize
+        """Return how raw images are brought to ``image_size``; by default the source's own way, or squashed to the
+        canvas where ``settings`` have ``squash``."""
+        return Resize(self.canvas) if self.settings.get("squash") else source_resize
 
     def draw(self, seed: int) -> None:
         """Draw the random numbers that the prompt starts with and note the seed in ``settings``; by default none."""

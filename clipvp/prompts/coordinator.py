@@ -27,13 +27,11 @@ class CoordinatorConfig(PromptConfig):
     Args:
         encoder: A timm model with weights, such as vit_base_patch16_224.mae, or local-dir:FOLDER.
         strength: Factor of the picture, in units of the source's normalised pixels; above 0.
-        start_seed: Draws the trigger and the decoder's weights.
     """
 
     kind: str = "coordinator"
     encoder: str = "vit_base_patch16_224.mae"
     strength: float = 0.4
-    start_seed: int = 0
 
     def __post_init__(self):
         super().__post_init__()
@@ -55,7 +53,7 @@ class CoordinatorPrompt(VisualPrompt):
         encoder: See ``CoordinatorConfig``. Its weights are not saved with the prompt.
         strength: Factor of the picture.
         std: Of the source's channels, three numbers.
-        start_seed: Draws the trigger, from U(0, 0.1), and the decoder's weights.
+        seed: Draws the trigger, from U(0, 0.1), and the decoder's weights; as 0 when None.
         weights: A hash of the encoder's weights that must fit; None takes any.
 
     Raises:
@@ -72,7 +70,7 @@ class CoordinatorPrompt(VisualPrompt):
         encoder: str,
         strength: float,
         std: Sequence[float],
-        start_seed: int = 0,
+        seed: int | None = None,
         weights: str | None = None,
     ):
         network, size, mean, deviation = _load(encoder)
@@ -82,9 +80,7 @@ class CoordinatorPrompt(VisualPrompt):
                 f"prompt.encoder: {encoder!r} has weights {found}, and the prompt was made for {weights}"
             )
         std = [float(value) for value in std]
-        super().__init__(
-            canvas, canvas, encoder=encoder, strength=strength, std=std, start_seed=start_seed, weights=found
-        )
+        super().__init__(canvas, canvas, encoder=encoder, strength=strength, std=std, weights=found)
         # In a tuple, so that it is no module of this one: it is neither trained nor saved.
         self._encoder = (network, size)
         self._last: tuple[weakref.ref, int, Tensor] | None = None
@@ -92,19 +88,20 @@ class CoordinatorPrompt(VisualPrompt):
         for name, values in norm.items():
             values = torch.tensor(values, dtype=torch.float32).view(3, 1, 1)
             self.register_buffer(name, values, persistent=False)
-        width = network.num_features
+        width = getattr(network, "head_hidden_size", None) or network.num_features  # of what it gives
         channels = max(_LEAST_CHANNELS, -(-(width + 1) // _GRID**2))
         self.trigger = nn.Parameter(torch.zeros(channels * _GRID**2 - width))
         self.decoder = _decoder(channels)
-        self._draw(start_seed)
+        self.draw(seed or 0)
 
     @classmethod
     def from_config(cls, config: CoordinatorConfig, source) -> CoordinatorPrompt:
         std = list(source.preprocessing.std)
-        return cls(source.canvas, config.encoder, config.strength, std, config.start_seed)
+        return cls(source.canvas, config.encoder, config.strength, std)
 
     @torch.no_grad()
-    def _draw(self, seed: int) -> None:
+    def draw(self, seed: int) -> None:
+        self.settings["seed"] = seed
         generator = torch.Generator().manual_seed(seed)
         self.trigger.uniform_(0, 0.1, generator=generator)
         for module in self.decoder.modules():

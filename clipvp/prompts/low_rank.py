@@ -21,10 +21,13 @@ class LowRankConfig(AdditiveConfig):
 
     Args:
         rank: Rank of each channel.
+        squash: Give images the canvas's size without keeping the aspect, bilinear, as the paper does, in the place of
+            the model's own preprocessing.
     """
 
     kind: str = "low_rank"
     rank: int = 4
+    squash: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -45,6 +48,7 @@ class LowRankPrompt(VisualPrompt):
         scale: As for ``AdditivePrompt``.
         clip: Clamp the result to [0, 1]; the paper does not.
         seed: Draws ``right``; all 0 when None.
+        squash: See ``LowRankConfig``.
 
     Raises:
         UserError: The rank is above what the canvas has.
@@ -61,12 +65,14 @@ class LowRankPrompt(VisualPrompt):
         scale: Sequence[float] | None = None,
         clip: bool = False,
         seed: int | None = None,
+        squash: bool = False,
     ):
         height, width = canvas
         if rank > min(canvas):
             raise UserError(f"prompt.rank: {rank} is above the canvas {height}x{width}")
         scale = [float(value) for value in scale] if scale is not None else None
-        super().__init__(canvas, canvas, rank=rank, scale=scale, clip=clip)
+        own = {"squash": True} if squash else {}
+        super().__init__(canvas, canvas, rank=rank, scale=scale, clip=clip, **own)
         self.clip = clip
         self.left = nn.Parameter(torch.zeros(3, height, rank, dtype=torch.float32))
         self.right = nn.Parameter(torch.zeros(3, rank, width, dtype=torch.float32))
@@ -77,7 +83,7 @@ class LowRankPrompt(VisualPrompt):
 
     @classmethod
     def from_config(cls, config: LowRankConfig, source) -> LowRankPrompt:
-        return cls(source.canvas, config.rank, **config.settings(source))
+        return cls(source.canvas, config.rank, squash=config.squash, **config.settings(source))
 
     @torch.no_grad()
     def draw(self, seed: int) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..config.schema import PromptConfig
-from ..images import Resize
 from ..registry import UserError
 from .base import VisualPrompt
 
@@ -44,9 +43,6 @@ class NoPrompt(VisualPrompt):
     @classmethod
     def from_config(cls, config: NoPromptConfig, source) -> NoPrompt:
         return cls(source.canvas, config.squash)
-
-    def resize(self, source_resize: Resize) -> Resize:
-        return Resize(self.canvas) if "squash" in self.settings else super().resize(source_resize)
 
     def forward(self, images: Tensor) -> Tensor:
         self.check(images)

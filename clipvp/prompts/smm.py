@@ -26,11 +26,14 @@ class SMMConfig(PromptConfig):
         patch_size: Side in pixels of the squares on which the mask has one value; a power of two.
         channels: Widths of the mask network's hidden layers; when empty the paper's, [8, 16, 32, 64], and from a canvas
             of 384 on also 128.
+        squash: Give images the canvas's size without keeping the aspect, bilinear, as the paper does, in the place of
+            the model's own preprocessing.
     """
 
     kind: str = "smm"
     patch_size: int = 8
     channels: list[int] | None = None
+    squash: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -93,6 +96,7 @@ class SMMPrompt(VisualPrompt):
         patch_size: See ``SMMConfig``.
         channels: Widths of the hidden layers; by the canvas when None.
         seed: Draws the mask network's start; all 0 when None.
+        squash: See ``SMMConfig``.
 
     Raises:
         UserError: The mask network needs a larger canvas or more layers.
@@ -110,6 +114,7 @@ class SMMPrompt(VisualPrompt):
         patch_size: int = 8,
         channels: Sequence[int] | None = None,
         seed: int | None = None,
+        squash: bool = False,
     ):
         channels = list(channels or (_LARGE_CHANNELS if min(canvas) >= _LARGE else _CHANNELS))
         if patch_size > min(canvas):
@@ -122,7 +127,8 @@ class SMMPrompt(VisualPrompt):
                 f"prompt.channels has {len(channels)}: at most {2 ** len(channels)}"
             )
         normalisation = {"mean": [float(value) for value in mean], "std": [float(value) for value in std]}
-        super().__init__(canvas, canvas, **normalisation, patch_size=patch_size, channels=channels)
+        own = {"patch_size": patch_size, "channels": channels, **({"squash": True} if squash else {})}
+        super().__init__(canvas, canvas, **normalisation, **own)
         self.patch_size = patch_size
         self.delta = nn.Parameter(torch.zeros(3, *self.canvas, dtype=torch.float32))
         self.network = MaskNetwork(patch_size, channels)
@@ -135,7 +141,8 @@ class SMMPrompt(VisualPrompt):
     @classmethod
     def from_config(cls, config: SMMConfig, source) -> SMMPrompt:
         known = source.preprocessing
-        return cls(source.canvas, known.mean, known.std, config.patch_size, config.channels)
+        own = {"patch_size": config.patch_size, "channels": config.channels, "squash": config.squash}
+        return cls(source.canvas, known.mean, known.std, **own)
 
     def draw(self, seed: int) -> None:
         self.settings["seed"] = seed

@@ -43,10 +43,10 @@ class AnswerStore:
         return found
 
     def put(self, rows: dict[bytes, np.ndarray]) -> None:
-        """Add rows."""
+        """Add rows; a key that another process has added meanwhile keeps its row, which may be in use."""
         values = [(key, row.astype("<f4").tobytes()) for key, row in rows.items()]
         with _named(self.path), self._connection() as connection:  # one transaction
-            connection.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", values)
+            connection.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", values)
 
     def __len__(self) -> int:
         with _named(self.path):

@@ -68,9 +68,10 @@ def load_distilled(
         values = json.loads(read_text(folder / CONFIG))
         tensors, _values = load_state(folder / HEAD)
         source, labels, weight, bias = values["source"], values["labels"], tensors["weight"], tensors["bias"]
-        if len(labels) != len(weight) or not isinstance(source, str):
-            raise ValueError("its files do not fit together")
         options = values.get("options", {})
+        fits = weight.ndim == 2 and len(labels) == len(weight) and bias.shape == weight.shape[:1]
+        if not fits or not isinstance(source, str) or not isinstance(options, dict):
+            raise ValueError("its files do not fit together")
     except (OSError, Damaged, ValueError, KeyError, TypeError) as error:
         raise UserError(f"source {name!r}: {str(folder)!r} is no distilled source: {error}") from error
     if revision:
@@ -83,4 +84,8 @@ def load_distilled(
         local_files_only=local_files_only,
         **options,
     )
+    if inner.num_features != weight.shape[1]:
+        raise UserError(
+            f"source {name!r}: its head takes {weight.shape[1]} features, and {source!r} gives {inner.num_features}"
+        )
     return with_head(inner, weight, bias, labels, name)

@@ -79,9 +79,8 @@ class _Asked:
         missing = {key: image for key, image in zip(keys, images, strict=True) if key not in known}
         if missing:
             rows = self.service.probabilities(list(missing.values()))
-            answered = dict(zip(missing, rows, strict=True))
-            self.store.put(answered)
-            known |= answered
+            self.store.put(dict(zip(missing, rows, strict=True)))
+            known |= self.store.get(list(missing))
         return np.stack([known[key] for key in keys])
 
 
@@ -111,6 +110,10 @@ def load_http(
     token = os.environ.get(token_variable) if token_variable else None
     if token_variable and not token:
         raise UserError(f"source.token_variable: the environment has no {token_variable}")
+    if token and not (token.isascii() and token.isprintable() and " " not in token):
+        raise UserError(
+            f"source.token_variable: {token_variable} holds no token; give visible ASCII characters alone"
+        )
     service = Service(url, Limits(timeout, retries, per_second, token))
     labels = LabelSpace(tuple(service.labels))
     if label_names is not None:

@@ -38,8 +38,9 @@ def load_source(
     Schemes: ``timm:resnet18.a1_in1k``, ``timm:local-dir:FOLDER``, ``hf:microsoft/resnet-50``, ``hf:FOLDER``
     (transformers: image classifiers, CLIP, SigLIP; and timm's), ``open_clip:ViT-B-32-quickgelu/openai``,
     ``open_clip:ViT-B-32/FILE`` (a checkpoint, such as runs/epoch_1.pt), ``open_clip:hf-hub:ORG/NAME``,
-    ``open_clip:local-dir:FOLDER``, ``offline:lite0`` and ``offline:lite0-minilm`` (out of pip packages), and two that
-    give no gradient: ``onnx:FILE`` and ``http://HOST:PORT`` (or https://). A local path may start with ``~``.
+    ``open_clip:local-dir:FOLDER``, ``offline:lite0`` and ``offline:lite0-minilm`` (out of pip packages),
+    ``distilled:FOLDER`` (what ``clipvp ares`` leaves), and two that give no gradient: ``onnx:FILE`` and
+    ``http://HOST:PORT`` (or https://). A local path may start with ``~``.
 
     Args:
         name: The scheme and what it names.

@@ -95,6 +95,8 @@ class _Session:
                 f"source {self.name!r}: its first output is {found.dtype} {found.shape} for {len(pixels)} images, not "
                 "one row of scores an image"
             )
+        if np.isnan(found[:count]).any():
+            raise UserError(f"source {self.name!r} answers with NaN")
         return found[:count].astype(np.float32)
 
 

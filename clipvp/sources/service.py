@@ -72,8 +72,8 @@ class Service:
         self.url, self.limits, self.sent, self._next = url.rstrip("/"), limits, 0, 0.0
         try:
             parts = urlsplit(self.url)
-            _ = parts.port
-        except ValueError as error:
+            _ = parts.port, self.url.encode("ascii"), (parts.hostname or "").encode("idna")
+        except ValueError as error:  # a UnicodeError too
             raise UserError(f"source.name: {url!r} is no address: {error}") from error
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise UserError(f"source.name: {url!r} is no address of a service; give http://HOST:PORT/PATH")
@@ -93,12 +93,8 @@ class Service:
         Raises:
             UserError: The service cannot be reached, refuses, or answers with something else.
         """
-        if self.limits.per_second:
-            now = time.monotonic()
-            time.sleep(max(0.0, self._next - now))
-            self._next = max(now, self._next) + len(images) / self.limits.per_second
         body = {"images": [base64.b64encode(png(image)).decode("ascii") for image in images]}
-        answer = self._ask("classify", body)
+        answer = self._ask("classify", body, len(images))
         self.sent += len(images)
         return self._check(answer, len(images))
 
@@ -117,7 +113,7 @@ class Service:
                 )
         try:
             found = np.array(rows, np.float64)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{where} answers with probabilities that are no numbers: {error}") from error
         if not are_probabilities(found):
             sums = found.sum(1)
@@ -130,10 +126,11 @@ class Service:
             raise UserError(f"{where} answers with numbers that are no probabilities: {shown}")
         return found.astype(np.float32)
 
-    def _ask(self, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
-        """Return the service's JSON object, after as many tries as allowed."""
+    def _ask(self, path: str, body: dict[str, Any] | None, images: int = 0) -> dict[str, Any]:
+        """Return the service's JSON object, after as many tries as allowed; ``images`` are in the body."""
         wait = FIRST_WAIT
         for left in range(self.limits.retries, -1, -1):
+            self._keep_to_rate(images)
             try:
                 return self._try(path, body)
             except _Retry as failed:
@@ -145,6 +142,13 @@ class Service:
                 time.sleep(min(LONGEST_WAIT, wait if failed.after is None else failed.after))
                 wait *= 2
         raise AssertionError
+
+    def _keep_to_rate(self, images: int) -> None:
+        """Wait until so many images more are within ``per_second``; a try that fails has sent its images too."""
+        if self.limits.per_second and images:
+            now = time.monotonic()
+            time.sleep(max(0.0, self._next - now))
+            self._next = max(now, self._next) + images / self.limits.per_second
 
     def _try(self, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         headers = {"Accept": "application/json"}
@@ -173,7 +177,7 @@ class Service:
             raise UserError(f"the service {self.url} answers with more than {LARGEST_ANSWER >> 20} MB")
         try:
             answer = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"the service {self.url} does not answer in JSON: {text[:60]!r}") from error
         if not isinstance(answer, dict):
             raise UserError(f"the service {self.url} answers with {str(answer)[:60]}, not a JSON object")

@@ -38,6 +38,7 @@ from .gradients import check_gradient
 from .interrupt import Interrupted, StopRequest
 from .outputs import fixed_outputs, with_outputs
 from .processes import fail_together, main_first
+from .queries import check_outputs
 from .step import Trainer, copied, exact_scores
 from .tracking import Tracking, check_trackers
 
@@ -154,6 +155,7 @@ def _fit(
         }
     if fixed:
         views = [(config.train.augment, config.seed, view) for view in range(config.train.feature_views or 0)]
+        check_outputs(config.train.max_queries, data, len(views), classifier.prompt.views)
         with clock("features"), exact_scores(classifier, config):
             for split, batches in data.items():
                 data[split] = with_outputs(

@@ -46,6 +46,11 @@ class Queries:
         batches = self.data.get(split)
         return len(batches) * self.views if batches is not None and batches.asks_source else 0
 
+    def of_counting(self) -> int:
+        """Return the queries of the pass that the mapping is fitted to; without a prompt an image is seen once."""
+        plain = self.data["train"].asks_source and self.mapping.statistic().plain
+        return len(self.data["train"]) if plain else self.of_pass("train")
+
     def of_step(self, images: int) -> int:
         asks = self.data["train"].asks_source
         return images * self.evaluations * self.views if asks else 0
@@ -61,14 +66,31 @@ class Queries:
 
     def epoch_allowed(self, epoch: int) -> bool:
         """Return whether the first step of an epoch is within the limit, and the counting before it."""
-        counting = self.of_pass("train") if self.counted(epoch) else 0
+        counting = self.of_counting() if self.counted(epoch) else 0
         return self.allowed(counting + self.of_step(self.batch_size))
 
     def check(self) -> None:
         """Raise ``UserError`` where the limit does not allow a single step."""
         if not self.epoch_allowed(0):
-            counting = self.of_pass("train") if self.counted(0) else 0
+            counting = self.of_counting() if self.counted(0) else 0
             raise UserError(
                 f"train.max_queries: {self.limit} does not allow a first step: it takes "
                 f"{self.of_step(self.batch_size)}, counting before it {counting}, and validation {self.of_pass('val')}"
             )
+
+
+def check_outputs(limit: int | None, data: dict[str, Batches], more_views: int, prompt_views: int) -> None:
+    """Raise ``UserError`` where the limit does not allow the outputs that are computed before the first epoch.
+
+    Args:
+        limit: ``train.max_queries``.
+        data: Splits by name.
+        more_views: Augmented views of each training image.
+        prompt_views: Of an image under the prompt.
+    """
+    images = (sum(map(len, data.values())) + more_views * len(data["train"])) * prompt_views
+    if limit is not None and images > limit:
+        raise UserError(
+            f"train.max_queries: {limit} does not allow this run: all its {images} images, those of the tests too, are "
+            "sent once before the first epoch"
+        )

@@ -24,6 +24,7 @@ from ..data.batches import Batches, epoch_order
 from ..mappings.statistic import Statistic, sum_over_processes
 from ..model import PromptedClassifier
 from ..progress import Progress
+from ..prompts.base import VisualPrompt
 from ..prompts.part_norm import PartNorm
 from ..registry import GRADIENTS, UserError
 from ..results.correct import pack
@@ -70,8 +71,9 @@ class Trainer:
             ScheduledOptimizer(config.optim, groups, self.steps, config.train.epochs) if groups else None
         )
         if self.optimizer is not None and self.optimizer.whole_canvas:
-            for prompt in classifier.prompt.parts():
-                prompt.masks_gradient = False
+            for module in classifier.prompt.modules():  # prompts may be inside the parts of others
+                if isinstance(module, VisualPrompt):
+                    module.masks_gradient = False
         self.gradient_rule: GradientRule = GRADIENTS.get(config.train.gradient)(config.train, config.seed)
         self.source_is_frozen = classifier.source_is_frozen
         self.running_norms = _running_norms(classifier.source)
@@ -109,7 +111,7 @@ class Trainer:
         """Fit the mapping to a new statistic; return how many classes changed their first label, if any has one."""
         own, train = self.running, self.data["train"]
         if self.queries.counted(self.state.epoch):
-            self.queries.asked("counting", self.queries.of_pass("train"))
+            self.queries.asked("counting", self.queries.of_counting())
             size = self.config.train.batch_size
             with exact_scores(self.classifier, self.config):
                 own = count_pass(self.classifier, train, size, self._watch(train, phase))
@@ -194,6 +196,7 @@ class Trainer:
             name = self.config.train.gradient
             said = self.gradient_rule.evaluations
             raise TypeError(f"the gradient rule {name!r} says {said} evaluations and made {calls}")
+        self._take_norms()  # of later evaluations; else a next part without images would take it for its own
         return gradient
 
     def _update(self, parts: list[Callable[[], list[Tensor]]]) -> None:

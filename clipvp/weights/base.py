@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config.schema import WeightsConfig
+from ..registry import UserError
 
 if TYPE_CHECKING:
     from ..sources.base import Source
@@ -73,6 +74,14 @@ class Weights:
     def running(self) -> AbstractContextManager:
         """Return the context in which the network runs."""
         return nullcontext()
+
+
+def check_gradient(source: Source, kind: str) -> None:
+    """Raise ``UserError`` where weights are to train and the source gives no gradient."""
+    if not source.gives_gradient:
+        raise UserError(
+            f"weights.kind: {kind}: source {source.name!r} gives no gradient, so its weights do not train; give frozen"
+        )
 
 
 def used_parameters(source: Source) -> list[nn.Parameter]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..config.schema import WeightsConfig
 from ..registry import UserError
-from .base import used_parameters
+from .base import check_gradient, used_parameters
 from .dropout import ImageWeights
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class FullWeights(ImageWeights):
     trains_norms = True
 
     def apply(self, source: Source, seed: int = 0) -> None:
+        check_gradient(source, self.kind)
         if source.precision != "fp32":
             raise UserError(f"source.precision: {source.precision} weights do not train; give fp32")
         if source.is_compiled:

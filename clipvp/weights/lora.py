@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..config.schema import WeightsConfig
 from ..registry import UserError, check_choice, check_positive
 from .attention import SplitAttention
+from .base import check_gradient
 from .dropout import ImageWeights
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class LoraWeights(ImageWeights):
             raise UserError(
                 "weights.kind: lora needs peft, which is missing: pip install 'clipvp[lora]'"
             ) from error
+        check_gradient(source, self.kind)
         if source.precision != "fp32":
             raise UserError(f"source.precision: {source.precision} weights do not train; give fp32")
         if source.is_compiled:

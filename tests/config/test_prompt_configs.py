@@ -29,6 +29,7 @@ def test_every_config_resolves(name):
     assert (config.prompt.kind, config.source.canvas) == (kind, canvas)
     assert (config.optim.name, config.optim.lr) == (optimiser, lr)
     assert (config.train.epochs, config.train.protocol) == (epochs, "paper")
+    assert getattr(config.prompt, "squash", False) == (method in ("smm", "lor_vp"))  # as their papers test
 
 
 def test_the_mask_network_of_a_vit_keeps_its_rate():

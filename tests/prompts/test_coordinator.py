@@ -4,9 +4,10 @@ import pytest
 import timm
 import torch
 from conftest import trained
+from timm.models._hub import save_for_hf
 from torch.nn import functional as F
 
-from clipvp import PromptedClassifier, UserError, build_classifier, load_source
+from clipvp import PromptedClassifier, UserError, build_classifier
 from clipvp.prompts.coordinator import CoordinatorPrompt
 
 
@@ -39,6 +40,25 @@ def test_pixels_are_the_formula(prompt, encoder):
         expected = (images() + scale * picture).clamp(0, 1)
         torch.testing.assert_close(prompt(images()), expected, rtol=1e-4, atol=1e-5)
     assert (prompt.trigger >= 0).all() and (prompt.trigger <= 0.1).all()
+
+
+def test_the_seed_of_the_run_draws_the_start(encoder, config, tiny_task):
+    def start(seed):
+        run = config(prompt={"kind": "coordinator", "encoder": encoder}, seed=seed)
+        prompt = build_classifier(run, tiny_task).prompt
+        again = CoordinatorPrompt(**prompt.settings)
+        assert all(torch.equal(*pair) for pair in zip(prompt.parameters(), again.parameters(), strict=True))
+        return torch.cat([value.detach().flatten() for value in prompt.parameters()])
+
+    assert torch.equal(start(5), start(5)) and not torch.equal(start(5), start(6))
+
+
+def test_an_encoder_whose_features_are_wider_than_its_map_fits(tmp_path):
+    network = timm.create_model("mobilenetv3_small_050", num_classes=10)
+    assert network.head_hidden_size != network.num_features
+    save_for_hf(network, tmp_path)
+    prompt = CoordinatorPrompt((32, 32), f"local-dir:{tmp_path}", 0.4, (1, 1, 1))
+    assert prompt(images()).shape == (3, 3, 32, 32)
 
 
 def test_an_image_does_not_depend_on_its_batch(prompt):
@@ -83,10 +103,9 @@ def test_it_trains_by_spsa_and_is_loaded_without_the_encoder_in_its_file(
     assert (tmp_path / "run" / "prompt" / "model.safetensors").stat().st_size < 100_000
 
 
-def test_wrong_encoders_are_refused(encoder, tiny_timm):
+def test_wrong_encoders_are_refused(encoder):
     with pytest.raises(UserError, match="prompt.encoder: 'vit_hugest' cannot be loaded by timm") as error:
         CoordinatorPrompt((32, 32), "vit_hugest", 0.4, (1, 1, 1))
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="has weights .*, and the prompt was made for 0123"):
         CoordinatorPrompt((32, 32), encoder, 0.4, (1, 1, 1), weights="0123")
-    assert load_source(tiny_timm, canvas=32).preprocessing.std

@@ -174,6 +174,7 @@ def test_a_run_is_saved_loaded_and_goes_on_after_a_kill(config, tiny_task, tiny_
     classifier, result = trained(run, tiny_task)
     parents = classifier.mapping.parents.tolist()
     plain = batches_of(classifier, tiny_task)
+    assert result.results["queries"]["counting"] == len(plain)  # without a prompt there is one view
     statistic = count_pass(classifier, plain, 7)
     assert parents == class_tree(statistic.class_means().numpy(), 1) and max(parents[1]) == 1
     assert all(parameter.abs().sum() > 0 for parameter in classifier.prompt.parameters())
@@ -203,6 +204,13 @@ def test_a_run_is_saved_loaded_and_goes_on_after_a_kill(config, tiny_task, tiny_
     fit(build_classifier(again, tiny_task), tiny_task, again)
     for mine, theirs in zip(left_by(tmp_path / "again")[:2], left_by(tmp_path / "run")[:2], strict=True):
         assert mine == theirs
+
+
+def test_a_normalised_step_is_that_of_the_whole_canvas_for_crops_too(config, tiny_task, tiny_model):
+    run = run_of(config, tiny_model("open_clip_vit"), optim={"name": "normalized_sgd"}, train={"epochs": 1})
+    for crop in trained(run, tiny_task)[0].prompt.crops:
+        top, left, bottom, right = crop.prompt.box
+        assert (crop.prompt.delta[:, top:bottom, left:right] != 0).any()
 
 
 def batches_of(classifier, task):

@@ -68,11 +68,19 @@ def test_a_gradient_rule_that_asks_again_changes_the_statistics_once(smm, monkey
     assert all(torch.equal(value, state[1][name]) for name, value in state[0].items())
 
 
-def test_more_parts_than_images_leave_the_statistics_whole(smm):
-    run = smm(
-        train={"epochs": 1, "batch_size": 59, "gradient_accumulation_steps": 4}
-    )  # 60 images: a last step of one
+@pytest.mark.parametrize("gradient", [{}, {"gradient": "spsa", "draws": 1}])
+def test_more_parts_than_images_leave_the_statistics_whole(gradient, smm, monkeypatch):
+    updates, update = [], PartNorm.update
+
+    def watched(self, taken):
+        updates.append(int(taken[-1]))
+        update(self, taken)
+
+    monkeypatch.setattr(PartNorm, "update", watched)
+    # 60 images: a last step of one
+    run = smm(train={"epochs": 1, "batch_size": 59, "gradient_accumulation_steps": 4, **gradient})
     classifier, _ = trained(run, small_task())
+    assert updates == 5 * [1, 1] + 3 * [0, 0]  # two norms; five parts have images
     for norm in norms_of(classifier):
         assert norm.running_mean.isfinite().all() and (norm.running_var > 0).all()
 

@@ -441,6 +441,17 @@ def test_a_key_of_another_prompt_is_refused_with_its_owner(kind, key, owners):
         PromptConfig(kind=kind, **{key: 3})
 
 
+@pytest.mark.parametrize("kind", ["smm", "low_rank"])
+def test_images_of_the_canvas_may_be_squashed(kind):
+    source = source_of((16, 24))
+    plain, squashed = (
+        build_prompt(PromptConfig(kind=kind, squash=squash), source) for squash in (False, True)
+    )
+    assert "squash" not in plain.settings and plain.resize(source.resize) == source.resize
+    again = PROMPTS.get(kind)(**squashed.settings)
+    assert again.resize(source.resize) == Resize((16, 24), rule="squash", interpolation="bilinear")
+
+
 def test_without_a_prompt_images_may_be_squashed():
     own = Resize((8, 8), rule="crop", interpolation="bicubic")
     assert NoPrompt((8, 8)).resize(own) == own and "squash" not in NoPrompt((8, 8)).settings

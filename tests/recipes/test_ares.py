@@ -8,6 +8,7 @@ from conftest import write_image_folder
 from test_recipes import run  # noqa: F401, a fixture
 
 from clipvp import PromptedClassifier, UserError, load_source
+from clipvp.files import save_state
 from clipvp.sources.distilled import save_distilled
 from clipvp.training.distil import distil
 
@@ -44,6 +45,13 @@ def test_a_distilled_source_scores_the_heads_labels(tiny_timm, tmp_path):
         torch.testing.assert_close(source.encode(pixels), inner.encode(pixels))
     assert source.labels.names == tuple(labels) and source.fingerprint != inner.fingerprint
     assert source.gives_gradient
+    save_state(tmp_path / "head" / "head.safetensors", {"weight": weight[:, :3], "bias": bias}, {})
+    with pytest.raises(UserError, match="its head takes 3 features, and .* gives "):
+        load_source(name)
+    for wrong in ({"weight": weight, "bias": bias[:2]}, {"weight": weight[:, 0], "bias": bias}):
+        save_state(tmp_path / "head" / "head.safetensors", wrong, {})
+        with pytest.raises(UserError, match="its files do not fit together"):
+            load_source(name)
     (tmp_path / "head" / "config.json").write_text("{}")
     with pytest.raises(UserError, match="is no distilled source"):
         load_source(name)
@@ -68,6 +76,29 @@ def test_the_recipe_asks_once(run, tiny_timm, tiny_hf, tmp_path, capsys):  # noq
     assert (rows["ares"], rows["linear_probe"], rows["on_answers"]) == ("24", "0", "48")
     prompt = PromptedClassifier.from_pretrained(tmp_path / "ares" / "ares" / "prompt")
     assert len(prompt.source.labels) == 7 and prompt.source.name == "distilled:ares/distilled"
+
+    # A run that is there is left alone, with its head, and nothing is asked for it.
+    head = (tmp_path / "ares" / "distilled" / "head.safetensors").read_bytes()
+    with pytest.raises(SystemExit) as stopped:
+        run("ares", *(f"--{key}={value}" for key, value in (options | {"distil_epochs": 6}).items()))
+    assert stopped.value.code == 2 and "holds a run already" in capsys.readouterr().err
+    assert (tmp_path / "ares" / "distilled" / "head.safetensors").read_bytes() == head
+
+
+def test_a_local_source_without_a_last_layer_is_refused_before_the_service_is_asked(
+    run,  # noqa: F811
+    tiny_model,
+    tiny_hf,
+    tmp_path,
+    capsys,
+    monkeypatch,
+):
+    folder = write_image_folder(tmp_path / "images", {"train": 24, "val": 9, "test": 15}, 3)
+    options = {"source.name": tiny_model("open_clip_vit"), "data.name": folder, "service": tiny_hf}
+    monkeypatch.setattr("clipvp.training.outputs.with_outputs", lambda *given, **more: pytest.fail("asked"))
+    with pytest.raises(SystemExit) as stopped:
+        run("ares", *(f"--{key}={value}" for key, value in options.items()))
+    assert stopped.value.code == 2 and "does not end in a linear layer" in capsys.readouterr().err
 
 
 def test_a_missing_service_is_named(run, capsys):  # noqa: F811

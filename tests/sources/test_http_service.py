@@ -145,6 +145,8 @@ def test_kept_answers_are_whole_and_shared(tmp_path):
     one.put(rows)
     found = two.get([*keys, b"other"])
     assert found.keys() == rows.keys() and all(np.array_equal(found[key], rows[key]) for key in rows)
+    two.put({keys[0]: np.float32([9, 9])})  # too late
+    assert np.array_equal(one.get(keys)[keys[0]], rows[keys[0]])
     assert len(two) == 3 and image_key(images[0].reshape(1, 4, 3)) != keys[0]
     (tmp_path / "damaged.sqlite").write_bytes(b"no database" * 100)
     with pytest.raises(UserError, match="damaged.sqlite"):
@@ -184,6 +186,14 @@ def test_images_a_second_are_limited(service, load, pixels, slept):
     assert [wait for wait in slept if wait] == [0.5, 1.5, 1.5]
 
 
+def test_a_repeated_request_keeps_to_the_images_a_second(service, load, pixels, slept):
+    source = load(per_second=2, per_request=7)
+    service.failures = ["cut", "cut"]
+    source(pixels)
+    # Half a second for the first image; then seven images three times, whose waits include those after a failed try.
+    assert [wait for wait in slept if wait] == [0.5, 0.5, 3.0, 1.0, 2.5]
+
+
 def test_a_token_is_sent_and_never_kept(service, load, monkeypatch):
     monkeypatch.setenv("MY_TOKEN", "secret")
     source = load(token_variable="MY_TOKEN")
@@ -191,6 +201,11 @@ def test_a_token_is_sent_and_never_kept(service, load, monkeypatch):
     assert "secret" not in json.dumps(source.options)
     with pytest.raises(UserError, match="the environment has no OTHER_TOKEN"):
         load(token_variable="OTHER_TOKEN")
+    for content in ("secret\n", "se cret", "secr\u20act"):
+        monkeypatch.setenv("OTHER_TOKEN", content)
+        with pytest.raises(UserError, match="OTHER_TOKEN holds no token") as error:
+            load(token_variable="OTHER_TOKEN")
+        assert "cret" not in str(error.value)
 
 
 def rows(*values):
@@ -207,10 +222,12 @@ def rows(*values):
         (rows("a", 0, 1), "that are no numbers"),
         (rows(None, 0, 1), "no probabilities|no numbers"),
         (rows([1], 0, 1), "that are no numbers"),
+        (rows(10**400, 0, 1), "that are no numbers"),
         (lambda answer: {**answer, "probabilities": []}, "did not answer with 1 rows of probabilities"),
         (lambda answer: {**answer, "model": "m2"}, "changed its model: it was 'm1', and is 'm2'"),
         (lambda answer: [1], "not a JSON object"),
         (lambda answer: b"<html>", "does not answer in JSON"),
+        (lambda answer: b"[" * 100_000, "does not answer in JSON"),
     ],
 )
 def test_answers_that_make_no_sense_are_refused(change, message, service, load):
@@ -259,6 +276,8 @@ def test_a_refused_request_is_not_repeated(service, load, pixels, slept):
         ("http://user:pw@127.0.0.1:1", "holds no password"),
         ("http://127.0.0.1:1/?key=1", "is no address of a service"),
         ("http://127.0.0.1:99999", "is no address"),
+        ("http://a..b", "is no address"),
+        ("http://127.0.0.1:1/\u00e4", "is no address"),
         ("https://", "is no address of a service"),
     ],
 )

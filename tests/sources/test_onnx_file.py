@@ -127,6 +127,13 @@ def test_no_gradient_and_no_features(tiny_task, tmp_path):
     run = run_of(tmp_path, prompt={"kind": "none"}, mapping={"kind": "logistic"})
     with pytest.raises(UserError, match="gives logits and no features"):
         build_classifier(run, tiny_task)
+    for kind in ("full", "lora"):
+        run = run_of(tmp_path, weights={"kind": kind})
+        with pytest.raises(
+            UserError, match="weights.kind: .* gives no gradient, so its weights do not train"
+        ):
+            build_classifier(run, tiny_task)
+    run = run_of(tmp_path, prompt={"kind": "none"})
     run.source.compile = True
     with pytest.raises(UserError, match="source.compile: .* cannot be compiled"):
         build_classifier(run, tiny_task)
@@ -174,6 +181,12 @@ def test_a_file_that_is_none_is_refused(tmp_path):
         load_source(f"onnx:{tmp_path / 'missing.onnx'}")
     with pytest.raises(UserError, match="is a folder"):
         load_source(f"onnx:{tmp_path}")
+    model = onnx.load(write(tmp_path / "nan.onnx").removeprefix("onnx:"))
+    weight = model.graph.initializer[0]
+    weight.raw_data = np.full((12, 4), np.nan, np.float32).tobytes()
+    onnx.save(model, tmp_path / "nan.onnx")
+    with pytest.raises(UserError, match="answers with NaN"):
+        load_source(f"onnx:{tmp_path / 'nan.onnx'}")
     (tmp_path / "text.onnx").write_text("not a model")
     with pytest.raises(UserError, match="cannot be read") as error:
         load_source(f"onnx:{tmp_path / 'text.onnx'}")

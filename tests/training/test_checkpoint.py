@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from clipvp.files import Damaged, load_state, save_state, write_atomic, write_json, write_text
+from clipvp.files import Damaged, digest, load_state, save_state, write_atomic, write_json, write_text
 from clipvp.training.checkpoint import Checkpoints
 
 VALUES = {"epoch": 3, "history": [{"loss": 0.1, "who": "Zoë"}], "none": None}
@@ -192,3 +192,19 @@ def test_none_where_there_is_no_whole_one(tmp_path, content):
         (tmp_path / "step-00000001.safetensors").write_bytes(content)
     assert Checkpoints(tmp_path / "nothing", 2).newest() is None
     assert Checkpoints(tmp_path, 2).newest() is None
+
+
+class OnDevice(torch.Tensor):
+    """A tensor that has no array before it is copied to the CPU, as on an accelerator."""
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+    def numpy(self):
+        raise TypeError("can't convert a tensor of a device to numpy")
+
+
+def test_the_digest_of_tensors_on_a_device_is_that_of_the_cpu():
+    plain = tensors()
+    there = {name: value.as_subclass(OnDevice) for name, value in plain.items()}
+    assert digest(there) == digest(plain)

@@ -202,6 +202,16 @@ def test_outputs_that_are_computed_once_are_queries_once(config, tiny_task):
     assert trained(run, tiny_task)[1].results["queries"] == {"total": 103, "features": 103}
 
 
+def test_a_limit_below_outputs_that_are_computed_once_is_refused_before_they_are(config, tiny_task, tmp_path):
+    run = config(prompt={"kind": "none"}, mapping={"kind": "linear", "takes": "logits"})
+    run.train.max_queries = 102
+    classifier = build_classifier(run, tiny_task)
+    classifier.source.network.register_forward_hook(lambda *given: pytest.fail("it was asked"))
+    with pytest.raises(UserError, match="max_queries: 102 does not allow this run: all its 103 images"):
+        fit(classifier, tiny_task, run)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_rule_that_miscounts_is_found(config, tiny_task, monkeypatch):
     monkeypatch.setattr(
         GRADIENTS.get("spsa"), "evaluations", property(lambda self: 3, lambda self, value: None)
