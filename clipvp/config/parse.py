@@ -132,10 +132,17 @@ def given_keys(arguments: Sequence[str] | None = None) -> set[str]:
 
 
 def with_underscores(arguments: Sequence[str]) -> list[str]:
-    """Return a command line with underscores in the names of its options: ``--image-size`` is ``--image_size``."""
-    return [
-        re.sub(r"^--[\w.-]+", lambda name: f"--{name[0][2:].replace('-', '_')}", given) for given in arguments
+    """Return a command line with underscores in the names of its options: ``--image-size`` is ``--image_size``.
+
+    A third part of a name stays, which may be a user's own, as in ``--data.class_names.T-shirt shirt``; so does what
+    follows a ``--`` alone.
+    """
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)
+    names = [
+        re.sub(r"^--[\w-]+(\.[\w-]+)?", lambda name: f"--{name[0][2:].replace('-', '_')}", given)
+        for given in arguments[:end]
     ]
+    return [*names, *arguments[end:]]
 
 
 def _with_presets(arguments: list[str], takes_method: bool) -> list[str]:

@@ -80,13 +80,15 @@ def test_unknown_names_are_one_line(option, words, tmp_path, monkeypatch, capsys
 
 def test_dashes_and_underscores_are_the_same():
     assert read("--train.batch-size", "7") == read("--train.batch_size=7")
+    renamed = read("--data.class-names.T-shirt", "a shirt")["data"]["class_names"]
+    assert renamed == {"T-shirt": "a shirt"}
     parser = build_parser()
     usual = parser.parse_args(["predict", "p", "a.jpg", "--top_k", "2"])
     from clipvp.config.parse import with_underscores
 
     assert parser.parse_args(with_underscores(["predict", "p", "a.jpg", "--top-k", "2"])) == usual
     # Values and what comes after = stay as they are.
-    kept = ["--source.name=timm:a-b", "a-b", "--", "-x", "--data.name", "my-folder/--x"]
+    kept = ["--source.name=timm:a-b", "a-b", "--", "-x", "--data.name", "my-folder/--x", "--a-b.jpg"]
     assert with_underscores(kept) == kept
 
 
