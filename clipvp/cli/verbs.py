@@ -160,8 +160,9 @@ def copy_recipe(name: str, folder: str) -> None:
     written = copy_preset(name, folder)
     print("\n".join(map(str, written)))
     first = written[0]
+    verb = "sweep" if name.startswith("sweeps/") else "train"
     option = "--method" if name.removeprefix("methods/") in methods() else "--config"
-    print(f"run it:  {f'python {first}' if first.suffix == '.py' else f'clipvp train {option} {first}'}")
+    print(f"run it:  {f'python {first}' if first.suffix == '.py' else f'clipvp {verb} {option} {first}'}")
 
 
 def cache(shown: bool, clear: bool, only: str | None, cache_dir: str | None) -> None:

@@ -138,6 +138,8 @@ def test_copied_recipes_and_configs_run(tmp_path, monkeypatch, capsys):
     main(["copy-recipe", "methods/zero_shot"])
     assert "--method zero_shot.yaml" in capsys.readouterr().out
     assert Path("zero_shot.yaml").read_bytes() == methods()["zero_shot"].read_bytes()
+    main(["copy-recipe", "sweeps/auto_vp"])
+    assert "clipvp sweep --config auto_vp.yaml" in capsys.readouterr().out
     main(["copy-recipe", "paper/resnet18"])
     assert read("--config=resnet18.yaml") == read("--config=paper/resnet18")
     assert "is there already" in refused(capsys, "copy-recipe", "paper/resnet18")
