@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..data.task import Task
 
 # A config or one of these is the user's own choice of a method: nothing is chosen then.
-_METHOD_SECTIONS = ("prompt", "mapping", "optim", "train")
+_METHOD_SECTIONS = ("weights", "prompt", "mapping", "optim", "train")
 _SHOWN = ("train.progress", "train.report_to")
 _METHOD = "linear_probe"
 # As the quickstart has it for digits of 28 pixels; a larger canvas costs more and shows no more of a small image.

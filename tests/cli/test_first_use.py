@@ -31,6 +31,7 @@ from clipvp.results.folder import read_results
         ("--data.name f --prompt.kind border", False),
         ("--data.name f --train.epochs 3", False),
         ("--data.name f --optim.lr 1", False),
+        ("--data.name f --weights.kind full", False),
     ],
 )
 def test_settings_are_chosen_where_the_data_alone_is_given(command, first):
