@@ -24,7 +24,7 @@ _EXTRAS = {
     "demo": ("gradio", "clipvp demo"),
     "serve": ("uvicorn", "clipvp serve"),
     "sweep": ("optuna", "clipvp sweep"),
-    "lora": ("peft", "clipvp lora"),
+    "lora": ("peft", "weights.kind lora, and prompts that were trained with it"),
     "heif": ("pillow_heif", "HEIC images"),
     "abide": ("nilearn", "the task abide"),
 }
@@ -66,8 +66,14 @@ def doctor() -> None:
 
 def examine() -> Iterator[Check]:
     yield from _versions()
-    yield from _device()
-    yield _threads()
+    try:
+        import torch  # noqa: F401
+    except (ImportError, OSError) as error:
+        reason = f"cannot be imported: {str(error).partition(chr(10))[0]}"
+        yield Check(WRONG, "PyTorch", reason, "install it anew, see pytorch.org/get-started")
+    else:
+        yield from _device()
+        yield _threads()
     yield from _caches()
     yield _hub()
     yield from _extras()

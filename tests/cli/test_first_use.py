@@ -1,6 +1,7 @@
 """A first run from nothing but a folder, and what ``clipvp doctor`` finds."""
 
 import shlex
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -121,3 +122,19 @@ def test_doctor_says_what_to_do(quick, monkeypatch, tmp_path, capsys):
     assert 'timm: pip install "timm>=' in said.out and "0.1, needs >=10.1" in said.out
     assert "cache: set CLIPVP_CACHE to a folder" in said.out
     assert "extra demo: pip install 'clipvp[demo]'" in said.out
+
+
+def test_doctor_says_that_torch_is_broken(quick, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it fails
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor"])
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and said.err.splitlines() == ["error: PyTorch: see above"]
+    assert "cannot be imported" in said.out and "PyTorch: install it anew" in said.out
+    assert "extra demo" in said.out  # the rest is looked at all the same
+
+
+def test_doctor_knows_every_extra_that_a_user_installs():
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert doctor._EXTRAS.keys() == project["optional-dependencies"].keys() - {"dev", "docs"}
