@@ -67,7 +67,8 @@ class VisualPrompt(nn.Module, ABC):
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
-        if "acts_on" not in vars(cls) and {"forward", "pixels", "padded", "inside"} & vars(cls).keys():
+        makes_pixels = {"__init__", "fill", "forward", "inside", "masked", "padded", "pixels"}
+        if "acts_on" not in vars(cls) and makes_pixels & vars(cls).keys():
             cls.acts_on = VisualPrompt.acts_on  # what makes other pixels must say itself where it acts
 
     @classmethod

@@ -343,7 +343,12 @@ def test_a_prompt_that_makes_other_pixels_says_itself_where_it_acts():
     class Same(BorderPrompt):
         pass
 
-    assert Whole((9, 12), 2).acts_on() is None
+    class Everywhere(BorderPrompt):
+        def __init__(self, canvas, width):
+            super().__init__(canvas, width)
+            self.mask.fill_(1)
+
+    assert Whole((9, 12), 2).acts_on() is None and Everywhere((9, 12), 2).acts_on() is None
     assert Same((9, 12), 2).acts_on() == BorderPrompt((9, 12), 2).acts_on()
 
 
