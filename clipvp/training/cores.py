@@ -10,6 +10,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,9 +32,10 @@ from ..sharing import CoreTape, Read, count_operations
 
 BATCH = 32  # images at a time while building, whatever the run's batch size: rounding depends on it
 _SHARES = (0.1, 0.2, 0.3, 0.45)  # of a map, the smallest core that is kept apart: each is another depth
-_MEMORY_SHARE = (
-    1 / 8
-)  # of the machine's memory, the most that is kept there; every process keeps its own copy
+# Of the machine's or container's memory, the most that is kept there; every process keeps its own copy.
+_MEMORY_SHARE = 1 / 8
+# What a container may use, in bytes: control groups of version 2 and 1.
+_CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _TRIED = 16  # images of the passes that are counted; a shared border counts as one more
 _LEAST_SAVED = 0.05  # of the operations of a pass
 _LEAST_IMAGES = 1000  # over all epochs: a shorter run ends sooner than the depths are tried
@@ -153,9 +155,13 @@ def _room(where: str) -> float:
     if where == "disk":
         return float("inf")  # a full disk is told when it is written to
     try:
-        return _MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return 0.0
+    for limit in _CONTAINER_LIMITS:
+        with suppress(OSError, ValueError):  # not there, or "max"
+            memory = min(memory, int(Path(limit).read_text()))
+    return _MEMORY_SHARE * memory
 
 
 @torch.no_grad()

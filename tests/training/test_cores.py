@@ -126,6 +126,15 @@ def test_by_itself_the_core_is_kept_where_the_epochs_save_more_than_building_cos
     assert best(classifier(), least_saved=0.01) is not None and best(classifier(), least_saved=0.99) is None
 
 
+def test_a_container_has_less_memory_than_its_machine(tmp_path, monkeypatch):
+    (tmp_path / "limit").write_text("8000\n")
+    (tmp_path / "none").write_text("max\n")
+    monkeypatch.setattr(cores, "_CONTAINER_LIMITS", (tmp_path / "none", tmp_path / "missing"))
+    assert cores._room("memory") > 8000
+    monkeypatch.setattr(cores, "_CONTAINER_LIMITS", (tmp_path / "none", tmp_path / "limit"))
+    assert cores._room("memory") == 1000 and cores._room("disk") == float("inf")
+
+
 def test_a_prompt_without_a_core_keeps_nothing(task):
     made = classifier()
     for prompt in (PatchPrompt(CANVAS, 8, (4, 4)), PaddingPrompt(CANVAS, (40, 40), empty="lower_triangle")):
