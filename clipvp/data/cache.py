@@ -57,7 +57,7 @@ class Entry:
         resize: Resize | Shrink,
     ):
         identity = {"format": FORMAT, "fingerprint": fingerprint, "count": count, "resize": resize.to_dict()}
-        self._any_size = isinstance(resize, Shrink)
+        self._any_size = self._may_exceed_memory = isinstance(resize, Shrink)
         if isinstance(resize, Shrink):
             shape = (count, -(-(_HEAD + 3 * resize.most_pixels) // _PAGE) * _PAGE)
         else:
@@ -127,8 +127,8 @@ class Entry:
     def pixels(self) -> np.ndarray:
         """Return the pixels of the whole base, (count, h, w, 3), or (count, bytes) for ``unpack`` where images have any
         size: a private view of the file, read where it is used."""
-        # The system counts a private map that can be written to as memory, which a file full of holes may exceed.
-        mode = "r" if self._any_size else "c"
+        # The system counts a private map that can be written to as memory, which these files may exceed.
+        mode = "r" if self._may_exceed_memory else "c"
         return np.asarray(np.memmap(self._pixels, np.uint8, mode=mode, shape=self._shape))
 
 
@@ -146,7 +146,7 @@ class CoreEntry(Entry):
     def __init__(
         self, cache_dir: str | Path | None, name: str, identity: dict[str, Any], count: int, num_bytes: int
     ):
-        self._any_size = False
+        self._any_size, self._may_exceed_memory = False, True
         self._open(cache_root(cache_dir) / "cores", name, identity, (count, num_bytes))
 
 

@@ -241,3 +241,11 @@ def test_a_single_image_in_a_batch_is_kept_too(task):
     for indices in (whole[34:37], whole[36:]):
         found = kept.outputs(made, kept.take(indices)[0])
         torch.testing.assert_close(found, made.source_outputs(batches.take(indices)[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_an_entry_may_be_larger_than_memory(tmp_path):
+    with cores.CoreEntry(tmp_path, "pictures", {"format": 0}, 1_000_000, 1_000_000) as entry:
+        row = np.arange(1_000_000).astype(np.uint8)[None]
+        entry.write(np.array([999_999]), row, np.zeros(1, np.uint64))
+        assert entry.check(np.array([999_998, 999_999])).tolist() == [False, True]
+        assert np.array_equal(entry.pixels()[999_999:], row)
