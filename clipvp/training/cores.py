@@ -146,7 +146,10 @@ def _has_core(classifier: PromptedClassifier) -> bool:
     """Return whether all prompts of a classifier act on the same pixels and leave some alone."""
     acting = {prompt.acts_on() for prompt in classifier.prompt.parts()}
     [only] = acting if len(acting) == 1 else [None]
-    shares = classifier.share_border and classifier.source_is_frozen and not classifier.source.is_compiled
+    source = classifier.source
+    # A source that only answers is given whole images, and each trial of a depth would cost queries.
+    shares = source.gives_gradient and not source.is_compiled
+    shares = shares and classifier.share_border and classifier.source_is_frozen
     return shares and only is not None and only[1] is not None
 
 

@@ -12,11 +12,15 @@ from torch import nn
 from clipvp import PromptedClassifier, fit, load_task
 from clipvp.config.schema import DataConfig, TrainConfig
 from clipvp.files import list_cores
+from clipvp.images import Resize
+from clipvp.labels.space import LabelSpace
 from clipvp.mappings.frequency import FrequencyMapping
 from clipvp.prompts.border import BorderPrompt
 from clipvp.prompts.padding import PaddingPrompt
 from clipvp.prompts.patch import PatchPrompt
 from clipvp.sharing import CoreTape
+from clipvp.sources.base import Preprocessing
+from clipvp.sources.black_box import BlackBoxSource
 from clipvp.training import cores
 
 CANVAS = (48, 48)
@@ -241,6 +245,25 @@ def test_a_single_image_in_a_batch_is_kept_too(task):
     for indices in (whole[34:37], whole[36:]):
         found = kept.outputs(made, kept.take(indices)[0])
         torch.testing.assert_close(found, made.source_outputs(batches.take(indices)[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_source_that_only_answers_is_not_asked_for_a_core(task, tmp_path):
+    asked = []
+
+    def answer(pixels):
+        asked.append(len(pixels))
+        return pixels.reshape(len(pixels), -1)[:, :5]
+
+    preprocessing = Preprocessing(Resize(CANVAS), (0.5,), (0.5,))
+    source = BlackBoxSource(answer, LabelSpace(tuple("abcde")), preprocessing, "f", name="onnx:f")
+    made = PromptedClassifier(
+        PROMPTS["padding"](), source, FrequencyMapping(5, 3), ["class0", "class1", "class2"]
+    )
+    config = small_config(
+        "test", tmp_path / "run", train={"keep_core": "memory", "gradient": "spsa", "epochs": 1}
+    )
+    result = fit(made, task(), config)
+    assert sum(asked) == result.results["queries"]["total"]
 
 
 def test_an_entry_may_be_larger_than_memory(tmp_path):
