@@ -117,6 +117,15 @@ def with_cores(
     Every process must call it; each computes its share.
     """
     passed = [split for split in data if split != "test" or config.test_every_epoch]
+    unnamed = [split for split in passed if where == "disk" and task.images(split).fingerprint is None]
+    if unnamed:
+        progress.line(
+            f"train.keep_core: disk: nothing is kept of {' and '.join(unnamed)}, whose images have no file; "
+            "give memory"
+        )
+    passed = [split for split in passed if split not in unnamed]
+    if not passed:
+        return data
     count = sum(len(data[split]) for split in passed)
     # Building is one more pass over the images: by itself the core is kept where the epochs save more than that.
     least = 1 / config.epochs if config.keep_core == "auto" else 0.0
@@ -132,10 +141,10 @@ def with_cores(
     found = dict(data)
     for split in passed:
         batches, images = data[split], task.images(split)
-        watch, rows = progress.watch(batches.num_local_images(BATCH), f"core of {split}"), None
+        watch = progress.watch(batches.num_local_images(BATCH), f"core of {split}")
         if where == "memory":
             rows = _in_memory(classifier, batches, depth, accelerator, watch)
-        elif images.fingerprint is not None:
+        else:
             rows = _on_disk(classifier, batches, images, task.cache_dir, depth, accelerator, watch)
         if rows is not None:
             found[split] = CoreBatches(data[split], depth, rows)

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from conftest import closed_source, small_config, untimed, write_image_folder
 from torch import nn
 
-from clipvp import PromptedClassifier, fit, load_task
+from clipvp import PromptedClassifier, Task, fit, load_task
 from clipvp.config.schema import DataConfig, TrainConfig
 from clipvp.files import list_cores
 from clipvp.images import Resize
@@ -272,3 +272,13 @@ def test_an_entry_may_be_larger_than_memory(tmp_path):
         entry.write(np.array([999_999]), row, np.zeros(1, np.uint64))
         assert entry.check(np.array([999_998, 999_999])).tolist() == [False, True]
         assert np.array_equal(entry.pixels()[999_999:], row)
+
+
+def test_images_without_a_file_are_said_not_to_be_kept_on_disk(tmp_path, capsys):
+    images = [(np.full((40, 40, 3), 7 * place, np.uint8), place % 3) for place in range(36)]
+    own = Task.from_dataset(images[:24], images[24:30], images[30:], ["class0", "class1", "class2"])
+    train = {"keep_core": "disk", "epochs": 1, "progress": True}
+    fit(classifier(), own, small_config("test", tmp_path / "run", train=train))
+    printed = capsys.readouterr().out
+    assert "nothing is kept of train and val, whose images have no file" in printed
+    assert "is kept (disk)" not in printed
