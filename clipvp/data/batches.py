@@ -86,6 +86,10 @@ class Batches:
         """Return what a classifier's source gives of the images that ``take`` returned."""
         return classifier.source_outputs(taken)
 
+    def plain_features(self, classifier: Any, taken: Tensor) -> Tensor:
+        """Return the source's features of the images that ``take`` returned, without the prompt."""
+        return classifier.plain_features(taken)
+
     # Rounding depends on what is computed together, so data is split independently of the process count.
 
     def share(self, batch: Tensor, parts: int = 1) -> tuple[Tensor, ...]:

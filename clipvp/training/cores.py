@@ -84,7 +84,12 @@ class CoreBatches(Batches):
         return Taken(images, CoreTape(self.depth.share, self.depth.plan, rows)), labels
 
     def outputs(self, classifier: PromptedClassifier, taken: Taken) -> Tensor:
-        return classifier.source_outputs(taken.images, taken.tape)
+        # What is kept was computed in the source's precision; counts and scores may be computed in fp32.
+        tape = taken.tape if classifier.source.computes_in == classifier.source.precision else None
+        return classifier.source_outputs(taken.images, tape)
+
+    def plain_features(self, classifier: PromptedClassifier, taken: Taken) -> Tensor:
+        return classifier.plain_features(taken.images)
 
 
 def where_to_keep(

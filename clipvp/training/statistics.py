@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..data.batches import Batches
 from ..mappings.statistic import Statistic, gather, sum_over_processes
@@ -27,11 +25,9 @@ def count_pass(
     classifier.eval()
     statistic = classifier.mapping.statistic()
 
-    def outputs(images: Any) -> Tensor:
-        return classifier.plain_features(images) if statistic.plain else batches.outputs(classifier, images)
-
+    outputs = batches.plain_features if statistic.plain else batches.outputs
     batches_seen = watch(batches.local_batches(batch_size))
-    return gather(statistic, ((outputs(images), labels) for images, labels in batches_seen))
+    return gather(statistic, ((outputs(classifier, images), labels) for images, labels in batches_seen))
 
 
 def fit_mapping(classifier: PromptedClassifier, own: Statistic) -> int | None:

@@ -15,6 +15,7 @@ from clipvp.files import list_cores
 from clipvp.images import Resize
 from clipvp.labels.space import LabelSpace
 from clipvp.mappings.frequency import FrequencyMapping
+from clipvp.mappings.statistic import Counts
 from clipvp.prompts.border import BorderPrompt
 from clipvp.prompts.padding import PaddingPrompt
 from clipvp.prompts.patch import PatchPrompt
@@ -22,6 +23,7 @@ from clipvp.sharing import CoreTape
 from clipvp.sources.base import Preprocessing
 from clipvp.sources.black_box import BlackBoxSource
 from clipvp.training import cores
+from clipvp.training.statistics import count_pass
 
 CANVAS = (48, 48)
 PROMPTS = {"padding": lambda: PaddingPrompt(CANVAS, (40, 40)), "frame": lambda: BorderPrompt(CANVAS, 4)}
@@ -245,6 +247,43 @@ def test_a_single_image_in_a_batch_is_kept_too(task):
     for indices in (whole[34:37], whole[36:]):
         found = kept.outputs(made, kept.take(indices)[0])
         torch.testing.assert_close(found, made.source_outputs(batches.take(indices)[0]), rtol=1e-4, atol=1e-5)
+
+
+def some_batches(made, task, split="train"):
+    return cores.Batches(task.tensors(split, made.resize, progress=False), Accelerator(cpu=True))
+
+
+def kept_batches(made, batches):
+    depth = cores.best_depth(made)
+    parts = cores._compute(made, batches, depth, [torch.arange(len(batches))])
+    return cores.CoreBatches(batches, depth, np.concatenate([values for values, _ in parts]))
+
+
+@torch.no_grad()
+def test_what_is_computed_in_fp32_takes_no_core_of_another_precision(task):
+    """Counts and scores of train.protocol paper, where the steps are in bf16."""
+    made, rows = classifier(), torch.arange(8)
+    made.source.precision, made.source.keeps_weights = "bf16", True
+    batches = some_batches(made, task())
+    kept = kept_batches(made, batches)
+    images, taken = batches.take(rows)[0], kept.take(rows)[0]
+    taken.tape.values += 1  # to be seen where it is used
+    with made.source.full_precision():
+        assert torch.equal(kept.outputs(made, taken), made.source_outputs(images))
+    assert not torch.allclose(kept.outputs(made, taken), made.source_outputs(images), atol=0.1)
+
+
+def test_features_of_plain_images_are_gathered_of_batches_with_a_core_too(task):
+    class Plain(Counts):
+        plain = True
+
+    made = classifier()
+    batches = some_batches(made, task())
+    made.mapping.statistic = lambda: Plain(6, 3)
+    expected, found = (
+        count_pass(made, each, 16).tensors() for each in (batches, kept_batches(made, batches))
+    )
+    assert expected.keys() == found.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
 
 def test_a_source_that_only_answers_is_not_asked_for_a_core(task, tmp_path):
