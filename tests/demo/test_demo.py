@@ -20,6 +20,7 @@ from clipvp.demo.look import load_side_by_side, look
 from clipvp.model import PromptedClassifier
 from clipvp.registry import UserError
 from clipvp.sources.load import load_source
+from clipvp.weights.full import FullWeights
 
 FLAGS = "headless no-sandbox disable-gpu disable-background-networking disable-component-update disable-sync"
 FLAGS += " no-first-run disable-quic"
@@ -101,6 +102,22 @@ def test_the_files_of_a_space(prompts, tiny_timm, tmp_path, capsys, monkeypatch)
     with pytest.raises(SystemExit):
         main(["demo", prompts[0], "--space", str(tmp_path / "space")])
     assert "is there already" in capsys.readouterr().err
+
+
+def test_trained_weights_stay_those_of_their_own_prompt(prompts, tmp_path):
+    """Prompts of one source: the first as it is, the second with weights that were fine-tuned."""
+    tuned = PromptedClassifier.from_pretrained(prompts[1])
+    FullWeights().apply(tuned.source)
+    with torch.no_grad():
+        for parameter in tuned.source.network.parameters():
+            parameter.mul_(1.5)
+    tuned.save_pretrained(prompts[1])
+    alone = [PromptedClassifier.from_pretrained(prompt).predict(tmp_path / "a.jpg") for prompt in prompts]
+    for order in (1, -1):
+        found = load_side_by_side(prompts[::order])[::order]
+        assert [classifier.predict(tmp_path / "a.jpg") for classifier in found] == alone
+    with pytest.raises(UserError, match="has weights that were trained; load it anew"):
+        PromptedClassifier.from_pretrained(prompts[0], source=tuned.source)
 
 
 def without(reason: str):
