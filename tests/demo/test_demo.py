@@ -15,6 +15,7 @@ from conftest import photo
 from test_model import made
 
 from clipvp.cli.main import main
+from clipvp.demo import app
 from clipvp.demo.app import cards
 from clipvp.demo.look import load_side_by_side, look
 from clipvp.model import PromptedClassifier
@@ -118,6 +119,14 @@ def test_trained_weights_stay_those_of_their_own_prompt(prompts, tmp_path):
         assert [classifier.predict(tmp_path / "a.jpg") for classifier in found] == alone
     with pytest.raises(UserError, match="has weights that were trained; load it anew"):
         PromptedClassifier.from_pretrained(prompts[0], source=tuned.source)
+
+
+def test_cards_and_the_empty_page_have_their_colour_in_light_and_in_dark():
+    rules = re.findall(r"([^{}]+)\{([^{}]*)\}", Path(app.__file__).with_name("page.css").read_text())
+    gives = {each.strip(): text for names, text in rules if "--soft:" in text for each in names.split(",")}
+    takes = {names.split()[0] for names, text in rules if "var(--soft)" in text}
+    assert takes == {".look", ".empty"} and gives.keys() == takes | {f".dark {name}" for name in takes}
+    assert gives[".look"] == gives[".empty"] != gives[".dark .look"] == gives[".dark .empty"]
 
 
 def without(reason: str):
