@@ -120,7 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
         many=True,
     )
     demo.add_argument("--host", help="address to listen on (127.0.0.1: this machine only)")
-    demo.add_argument("--port", type=_positive, help="port (the first free one from 7860)")
+    demo.add_argument("--port", type=_port, help="its port, 0 for a free one (the first free one from 7860)")
     demo.add_argument("--device", default="cpu", help="cpu, cuda, ... (cpu)")
     demo.add_argument("--browser", action="store_true", help="open a browser")
     demo.add_argument("--space", metavar="FOLDER", help="write the files of a hub Space instead")

@@ -209,16 +209,18 @@ def demo(
     host: str | None,
     port: int | None,
     browser: bool,
-    **options: Any,
+    device: str,
+    **where: Any,
 ) -> None:
     if space is not None:
         from ..demo.space import write_space
 
-        print("\n".join(map(str, write_space(prompts, Path(space).expanduser()))))
+        print("\n".join(map(str, write_space(prompts, Path(space).expanduser(), **where))))
         return
     from ..demo import open_demo
 
-    open_demo(prompts, host=host, port=port, browser=browser, **options)
+    _check_device(device)
+    open_demo(prompts, host=host, port=port or None, browser=browser, device=device, **where)
 
 
 def export(prompt: str, onnx: str, logits: bool, **where: Any) -> None:

@@ -17,6 +17,7 @@ from ..model import PromptedClassifier
 from ..registry import UserError
 from ..results.tables import percent
 from .look import Look, Shown, load_side_by_side, look
+from .space import plain_name
 
 _MOST_CLASSES, _FIRST_CLASSES = 20, 5  # that can be shown, that are at first
 _CSS = Path(__file__).with_name("page.css")
@@ -128,11 +129,8 @@ def _data(picture: Image.Image) -> str:
 
 
 def _names(prompts: Sequence[str]) -> list[str]:
-    """Return a short name of each prompt: of runs/mine/prompt that is mine."""
-    names = []
-    for prompt in prompts:
-        parts = [part for part in Path(prompt).parts if part not in ("prompt", "prompt_average", "/")]
-        names.append(parts[-1] if Path(prompt).expanduser().exists() and parts else str(prompt))
+    """Return a short name of each prompt: that of its run, or its hub id."""
+    names = [plain_name(prompt) if Path(prompt).expanduser().exists() else str(prompt) for prompt in prompts]
     return names if len(set(names)) == len(names) else [str(prompt) for prompt in prompts]
 
 

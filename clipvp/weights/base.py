@@ -31,10 +31,12 @@ class Weights:
 
     Attributes:
         trains_norms: Whether batch norms use and update the statistics of the batch.
+        extra: The extra of the package that loading needs; None where it needs none.
     """
 
     kind = "frozen"
     trains_norms = False
+    extra: str | None = None
 
     def __init__(self, **settings: Any):
         self.settings = settings

@@ -71,6 +71,7 @@ class LoraWeights(ImageWeights):
     """
 
     kind = "lora"
+    extra = "lora"
 
     def __init__(
         self,

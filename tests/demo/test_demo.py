@@ -1,5 +1,6 @@
 """The demo: what it shows of an image, prompts that share a source, the files of a Space, and the page in a browser."""
 
+import json
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from clipvp.cli.main import main
 from clipvp.demo import app
 from clipvp.demo.app import cards
 from clipvp.demo.look import load_side_by_side, look
+from clipvp.demo.space import write_space
 from clipvp.model import PromptedClassifier
 from clipvp.registry import UserError
 from clipvp.sources.load import load_source
@@ -103,6 +105,43 @@ def test_the_files_of_a_space(prompts, tiny_timm, tmp_path, capsys, monkeypatch)
     with pytest.raises(SystemExit):
         main(["demo", prompts[0], "--space", str(tmp_path / "space")])
     assert "is there already" in capsys.readouterr().err
+
+
+def test_a_space_loads_what_the_command_line_names(prompts, tiny_timm, tmp_path, monkeypatch):
+    classifier = made(tiny_timm)
+    classifier.source.name = "timm:resnet18.tv_in1k"
+    classifier.save_pretrained(prompts[0])
+    asked = []
+    monkeypatch.setattr(
+        "clipvp.demo.space.find_artifact", lambda *given: asked.append(given) or Path(prompts[0])
+    )
+    config = Path(prompts[0], "config.json")
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps({**values, "weights": {"kind": "lora"}}))
+    hub = ["demo", "me/flowers", "--revision", "v2", "--local-files-only", "--source", "offline:lite0"]
+    main([*hub, "--space", str(tmp_path / "space")])
+    assert asked == [("me/flowers", "v2", True)]
+    code, needs = ((tmp_path / "space" / name).read_text() for name in ("app.py", "requirements.txt"))
+    assert 'open_demo(["me/flowers"], host="0.0.0.0", source="offline:lite0", revision="v2")' in code
+    assert needs.startswith("clipvp[demo,lora,offline]==")
+    config.write_text(json.dumps({**values, "plugins": ["mine.py"]}))
+    with pytest.raises(UserError, match="needs the plug-in mine.py, which a Space does not hold"):
+        write_space(["me/flowers"], tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    "option, words",
+    [
+        (["--device", "nowhere"], "--device nowhere: "),
+        (["--port", "70000"], "'70000' is not a port, 0 to 65535"),
+    ],
+)
+def test_a_device_or_port_that_is_none_is_one_line(option, words, prompts, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["demo", *prompts, *option])
+    [line] = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and words in line
 
 
 def test_trained_weights_stay_those_of_their_own_prompt(prompts, tmp_path):
