@@ -29,7 +29,7 @@ class CacheEntry:
     """One entry of the cache.
 
     Args:
-        kind: images, texts or features.
+        kind: images, texts, features or cores.
         what: What it holds, for people.
         path: Its file or folder.
         num_bytes: Bytes on disk.
@@ -45,7 +45,8 @@ def cache_root(cache_dir: str | Path | None = None) -> Path:
     """Return the folder of all caches: ``cache_dir``, else $CLIPVP_CACHE, else clipvp in $XDG_CACHE_HOME or ~/.cache,
     or in the folder of temporary files where the user has no home.
 
-    Decoded images are in its folder ``images``, text embeddings in ``text``, features in ``features``.
+    Decoded images are in its folder ``images``, text embeddings in ``text``, features in ``features``, cores in
+    ``cores``.
     """
     if cache_dir:
         return Path(cache_dir).expanduser()
@@ -81,18 +82,9 @@ def decode_text(content: bytes) -> str:
 
 def list_features(cache_dir: str | Path | None = None) -> list[CacheEntry]:
     """Return the folders of cached features, the largest first."""
-    return _list_folders("features", cache_dir)
-
-
-def list_cores(cache_dir: str | Path | None = None) -> list[CacheEntry]:
-    """Return the folders of cached cores, the largest first."""
-    return _list_folders("cores", cache_dir)
-
-
-def _list_folders(kind: str, cache_dir: str | Path | None) -> list[CacheEntry]:
-    folders = (folder for folder in (cache_root(cache_dir) / kind).glob("*") if folder.is_dir())
+    folders = (folder for folder in (cache_root(cache_dir) / "features").glob("*") if folder.is_dir())
     sizes = {folder: sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) for folder in folders}
-    entries = [CacheEntry(kind, folder.name, folder, size) for folder, size in sizes.items()]
+    entries = [CacheEntry("features", folder.name, folder, size) for folder, size in sizes.items()]
     return sorted(entries, key=lambda entry: -entry.num_bytes)
 
 

@@ -166,8 +166,8 @@ def copy_recipe(name: str, folder: str) -> None:
 
 
 def cache(shown: bool, clear: bool, only: str | None, cache_dir: str | None) -> None:
-    from ..data.cache import list_images
-    from ..files import cache_root, list_cores, list_features, remove_entries
+    from ..data.cache import list_cores, list_images
+    from ..files import cache_root, list_features, remove_entries
     from ..sources.text import list_texts
 
     kinds = {"images": list_images, "texts": list_texts, "features": list_features, "cores": list_cores}

@@ -17,7 +17,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -168,31 +168,39 @@ def _size(stored: np.ndarray) -> tuple[int, int]:
 
 def list_images(cache_dir: str | Path | None = None) -> list[CacheEntry]:
     """Return the data sets whose decoded images the cache holds, the largest first."""
-    entries = []
-    for folder in _entry_folders(cache_dir):
-        known, what = _read_json(folder / "entry.json"), "unknown"
-        if isinstance(known.get("resize"), dict):
-            resize = known["resize"]
-            size = "x".join(map(str, resize.get("size", [])))
-            size = size or str(resize.get("side"))
-            what = f"{known.get('name')} at {size} ({resize.get('rule')})"
-        crcs = folder / "crc.u64"
+
+    def size(known: dict[str, Any]) -> str:
+        resize = known["resize"]
+        side = "x".join(map(str, resize.get("size", []))) or str(resize.get("side"))
+        return f"{side} ({resize.get('rule')})"
+
+    return _list_entries("images", cache_dir, size)
+
+
+def list_cores(cache_dir: str | Path | None = None) -> list[CacheEntry]:
+    """Return the splits whose cores the cache holds, the largest first."""
+    return _list_entries("cores", cache_dir, lambda known: "x".join(map(str, known["canvas"])))
+
+
+def _list_entries(
+    kind: str, cache_dir: str | Path | None, size: Callable[[dict[str, Any]], str]
+) -> list[CacheEntry]:
+    """Return the entries of a kind; ``size`` says of what ``entry.json`` holds at which size the images are."""
+    folder, entries = cache_root(cache_dir) / kind, []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not (path.is_dir() and re.fullmatch("[0-9a-f]{32}", path.name)):
+            continue
+        known, what = _read_json(path / "entry.json"), "unknown"
+        with suppress(KeyError, TypeError, AttributeError):  # damaged
+            what = f"{known.get('name')} at {size(known)}"
+        crcs = path / "crc.u64"
         values = np.fromfile(crcs, "<u8") if crcs.is_file() else np.zeros(0)
         # Blocks, where the system counts them: a sparse file takes less than its length.
-        stats = [file.stat() for file in folder.iterdir() if file.is_file()]
+        stats = [file.stat() for file in path.iterdir() if file.is_file()]
         num_bytes = sum(getattr(stat, "st_blocks", -(-stat.st_size // 512)) * 512 for stat in stats)
         what += f", {int((values != 0).sum())} of {len(values)} images"
-        entries.append(CacheEntry("images", what, folder, num_bytes))
+        entries.append(CacheEntry(kind, what, path, num_bytes))
     return sorted(entries, key=lambda entry: -entry.num_bytes)
-
-
-def _entry_folders(cache_dir: str | Path | None) -> list[Path]:
-    images = cache_root(cache_dir) / "images"
-    if not images.is_dir():
-        return []
-    return sorted(
-        path for path in images.iterdir() if path.is_dir() and re.fullmatch("[0-9a-f]{32}", path.name)
-    )
 
 
 def _checksum(pixels: np.ndarray) -> int:

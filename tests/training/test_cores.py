@@ -11,7 +11,7 @@ from torch import nn
 
 from clipvp import PromptedClassifier, Task, fit, load_task
 from clipvp.config.schema import DataConfig, TrainConfig
-from clipvp.files import list_cores
+from clipvp.data.cache import list_cores
 from clipvp.images import Resize
 from clipvp.labels.space import LabelSpace
 from clipvp.mappings.frequency import FrequencyMapping
@@ -71,6 +71,7 @@ def test_a_run_with_a_kept_core_is_one_without(prompt, task, tmp_path):
         assert "core" in result.results["seconds"]
     [train, val] = list_cores(tmp_path / "cache")  # of the run on disk
     assert train.num_bytes > val.num_bytes > 0
+    assert train.what == "data/train at 48x48, 37 of 37 images"
 
 
 def test_steps_counting_and_validating_are_given_the_core(task, tmp_path, monkeypatch):
@@ -311,6 +312,8 @@ def test_an_entry_may_be_larger_than_memory(tmp_path):
         entry.write(np.array([999_999]), row, np.zeros(1, np.uint64))
         assert entry.check(np.array([999_998, 999_999])).tolist() == [False, True]
         assert np.array_equal(entry.pixels()[999_999:], row)
+    [listed] = list_cores(tmp_path)  # what is not there yet takes no place
+    assert listed.what.endswith("1 of 1000000 images") and listed.num_bytes < 20_000_000
 
 
 def test_images_without_a_file_are_said_not_to_be_kept_on_disk(tmp_path, capsys):
