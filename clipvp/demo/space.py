@@ -30,10 +30,8 @@ app_file: app.py
 pinned: false
 {models}---
 
-A visual prompt of [clipvp]: drop an image, and see what the source model sees, the classes with their scores, and the
-source labels or texts behind them. The source {sources} is loaded as it is; the prompt alone was trained.
-
-[clipvp]: https://pypi.org/project/clipvp/
+A visual prompt made with clipvp: drop an image, and see what the source model sees, the classes with their scores, and the
+source labels or texts behind them. The source is {sources}.
 """
 
 
