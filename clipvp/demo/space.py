@@ -30,8 +30,8 @@ app_file: app.py
 pinned: false
 {models}---
 
-A visual prompt made with clipvp: drop an image, and see what the source model sees, the classes with their scores, and the
-source labels or texts behind them. The source is {sources}.
+A visual prompt made with clipvp: drop an image, and see what the source model sees, the classes with their scores,
+and the source labels or texts behind them. The source is {sources}.
 """
 
 
