@@ -184,8 +184,7 @@ def load_prompt(
     config, tensors = read_artifact(folder)
     where = repr(str(prompt))
     _check_plugins(config, where)
-    trains = config["weights"].get("kind") != Weights.kind
-    frozen = _load_source(config["source"], trains, where, source, precision, device, local_files_only)
+    frozen = _load_source(config["source"], where, source, precision, device, local_files_only)
     visual, mapping, weights = (
         _build(registry, config[part], where)
         for registry, part in ((PROMPTS, "prompt"), (MAPPINGS, "mapping"), (WEIGHTS, "weights"))
@@ -256,7 +255,6 @@ def _check_plugins(config: dict[str, Any], where: str) -> None:
 
 def _load_source(
     wanted: dict[str, Any],
-    trains: bool,
     where: str,
     source: str | Source | None,
     precision: str,
@@ -267,7 +265,7 @@ def _load_source(
     try:
         texts = LabelSpace.from_dict(wanted["labels"]) if wanted["labels"] else None
         if isinstance(source, Source):
-            frozen = _shared(source, texts, wanted, trains)
+            frozen = _shared(source, texts, wanted)
         else:
             frozen = load_source(
                 name,
@@ -292,13 +290,8 @@ def _load_source(
     return frozen
 
 
-def _shared(source: Source, texts: LabelSpace | None, wanted: dict[str, Any], trains: bool) -> Source:
-    """Return a source that is loaded already, for one more prompt: the same modules, with ``outputs`` of its own.
-
-    A prompt with trained weights (``trains``) gets a copy of the modules, so that the given source stays as it is.
-    """
-    if source.weights.kind != Weights.kind:
-        raise UserError(f"the given source {source.name!r} has weights that were trained; load it anew")
+def _shared(source: Source, texts: LabelSpace | None, wanted: dict[str, Any]) -> Source:
+    """Return a source that is loaded already, for one more prompt: the same modules, with ``outputs`` of its own."""
     given = list(source.canvas), source.labels if source.labels.is_text else None, source.has_logits
     for what, have, needed in zip(
         ("canvas", "texts", "text tower"),
@@ -310,7 +303,7 @@ def _shared(source: Source, texts: LabelSpace | None, wanted: dict[str, Any], tr
             raise UserError(
                 f"the given source {source.name!r} has another {what} than the prompt was made for"
             )
-    return copy.deepcopy(source) if trains else copy.copy(source)
+    return copy.copy(source)
 
 
 def _build(registry: Registry, section: dict[str, Any], where: str) -> Any:

@@ -156,7 +156,7 @@ def test_trained_weights_stay_those_of_their_own_prompt(prompts, tmp_path):
     for order in (1, -1):
         found = load_side_by_side(prompts[::order])[::order]
         assert [classifier.predict(tmp_path / "a.jpg") for classifier in found] == alone
-    with pytest.raises(UserError, match="has weights that were trained; load it anew"):
+    with pytest.raises(UserError, match="whose weights were trained is not shared"):
         PromptedClassifier.from_pretrained(prompts[0], source=tuned.source)
 
 
