@@ -98,7 +98,10 @@ def copy_preset(name: str, folder: str | Path = ".") -> list[Path]:
     for target in targets:
         if target.exists():
             raise UserError(f"{str(target)!r} is there already; give another folder")
-    Path(folder).expanduser().mkdir(parents=True, exist_ok=True)
+    try:
+        Path(folder).expanduser().mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"{str(folder)!r} is a file; give a folder") from error
     for path, target in zip(needed, targets, strict=True):
         if path.is_dir():
             shutil.copytree(path, target, ignore=shutil.ignore_patterns("__pycache__"))

@@ -19,6 +19,9 @@ from ..presets import FOLDER, header, recipes
 from .command_line import fail, prepare_console, user_errors
 
 
+_FIRST = ("train", "compare", "evaluate", "sweep")  # of the recipes, in the help
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser whose complaint is one line."""
 
@@ -36,8 +39,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"clipvp {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for name, path in recipes().items():
-        verbs.add_parser(name, help=header(path))
+    found = recipes()
+    for name in [*_FIRST, *(name for name in found if name not in _FIRST)]:
+        verbs.add_parser(name, help=header(found[name]))
 
     def verb(
         name: str,

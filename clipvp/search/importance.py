@@ -9,7 +9,7 @@ from optuna.importance import PedAnovaImportanceEvaluator
 
 from .space import Space
 
-_FEWEST = 4  # trials, below which shares mean nothing
+_FEWEST = 10  # trials that ran to their end, below which shares mean nothing
 
 
 def importances(study: optuna.Study, space: Space) -> dict[str, float]:

@@ -143,6 +143,7 @@ def test_copied_recipes_and_configs_run(tmp_path, monkeypatch, capsys):
     main(["copy-recipe", "paper/resnet18"])
     assert read("--config=resnet18.yaml") == read("--config=paper/resnet18")
     assert "is there already" in refused(capsys, "copy-recipe", "paper/resnet18")
+    assert "is a file; give a folder" in refused(capsys, "copy-recipe", "quickstart", "resnet18.yaml")
     assert "did you mean 'quickstart'" in refused(capsys, "copy-recipe", "quickstat")
 
 
