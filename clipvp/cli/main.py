@@ -18,7 +18,6 @@ from ..config.plugins import load_plugins
 from ..presets import FOLDER, header, recipes
 from .command_line import fail, prepare_console, user_errors
 
-
 _FIRST = ("train", "compare", "evaluate", "sweep")  # of the recipes, in the help
 
 
