@@ -33,7 +33,8 @@ def base(tiny_timm, tmp_path):
     return make
 
 
-def test_a_sweep_finds_the_rate_that_learns_and_writes_what_it_found(base, tiny_task, tmp_path):
+def test_a_sweep_finds_the_rate_that_learns_and_writes_what_it_found(base, tiny_task, tmp_path, monkeypatch):
+    monkeypatch.setattr("clipvp.search.importance._FEWEST", 4)  # whole trials; the space has four
     space = {"optim.lr": [1e-8, 0.1], "train.batch_size": [8, 16]}
     found = sweep(base(), SweepConfig(space=space, sampler="grid", pruner="none"), tiny_task)
     assert [row["params"] for row in found.trials] == [
