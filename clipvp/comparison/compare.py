@@ -248,7 +248,7 @@ def _announce(
     line = f"{len(waiting)} runs, about {duration(total)} in all" if waiting else "nothing is left to run"
     line += f" ({done} finished before)" if done else ""
     if waiting and ends is not None:
-        left = ends - time.monotonic()
+        [left] = broadcast_object_list([ends - time.monotonic()])  # the clock of the main process
         first = min(estimate.seconds(costs[job.key], job.config.seed) for job in waiting)
         if first > left and not done:
             raise UserError(

@@ -21,6 +21,7 @@ from ..registry import UserError
 from ..results import lock
 from ..results.compare import finished
 from ..training.fit import fit
+from ..training.processes import fail_together
 from .measure import Cost, Estimate
 from .plan import Job
 
@@ -80,10 +81,11 @@ def run_jobs(
         say: Prints a line on the main process.
     """
     estimate, waiting, told = Estimate(), list(jobs), False
-    while waiting:
+    while True:
         choice = _END
-        if accelerator.is_main_process:
-            choice = _choose(waiting, costs, outcome, estimate, ends)
+        with fail_together(accelerator):
+            if accelerator.is_main_process:
+                choice = _choose(waiting, costs, outcome, estimate, ends)
         [choice] = broadcast_object_list([choice])
         if choice == _END:
             break

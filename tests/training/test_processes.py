@@ -395,3 +395,36 @@ def test_adapters_with_dropout_are_the_same_on_two_processes(images, tiny_timm_v
     assert any(".lora_" in name for name in one)
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_processes_share_the_runs_of_a_comparison(images, tiny_timm, tmp_path):
+    """One run is there before, so that the main process alone knows that nothing is left of it."""
+    given = {
+        "source.name": tiny_timm,
+        "source.canvas": 32,
+        "data.name": images,
+        "data.cache_dir": tmp_path / "c",
+    }
+    given |= {
+        "train.epochs": 2,
+        "methods": "[flm, class_means]",
+        "seeds": "[0, 1]",
+        "output": tmp_path / "many",
+    }
+    options = [f"--{key}={value}" for key, value in given.items()]
+    compare = ROOT / "recipes" / "compare.py"
+    one = [*options, f"--output={tmp_path / 'one'}"]
+    subprocess.run(
+        [sys.executable, str(compare), *one], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    first = [*options, "--seeds=[0]"]
+    for arguments in (first, options):
+        [running] = launchers(2, 1, arguments, compare)
+        said, error = running.communicate(timeout=300)
+        assert running.returncode == 0, error[-3000:]
+    assert "2 runs, about" in said and "(2 finished before)" in said
+    rows = {name: json.loads((tmp_path / name / "compare.json").read_text()) for name in ("one", "many")}
+    assert [row["cell"] for row in rows["many"]] == [row["cell"] for row in rows["one"]]
+    for mine, theirs in zip(rows["many"], rows["one"], strict=True):
+        assert mine["seeds"] == [0, 1] and mine["test.last"]["values"] == theirs["test.last"]["values"]
