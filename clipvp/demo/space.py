@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from importlib import metadata
@@ -70,7 +71,11 @@ def write_space(
     named, copied = [], {}
     for place, (prompt, path) in enumerate(zip(prompts, found, strict=True)):
         if Path(prompt).expanduser().is_dir():
-            named.append("prompt" if len(prompts) == 1 else f"prompts/{plain_name(prompt)}-{place + 1}")
+            named.append(
+                "prompt"
+                if len(prompts) == 1
+                else f"prompts/{plain_name(prompt).replace(' ', '-')}-{place + 1}"
+            )
             copied[named[-1]] = path
         else:
             named.append(str(prompt))
@@ -108,6 +113,11 @@ def write_space(
 
 
 def plain_name(prompt: str) -> str:
-    """Return a name for people: of runs/mine/prompt that is mine."""
+    """Return a name for people.
+
+    >>> plain_name("runs/mine/prompt"), plain_name("runs/compare/blm_lite0/seed0/prompt")
+    ('mine', 'blm_lite0 seed0')
+    """
     parts = [part for part in Path(prompt).parts if part not in ("prompt", "prompt_average", "/")]
-    return parts[-1] if parts else "prompt"
+    of_comparison = len(parts) > 1 and re.fullmatch(r"seed\d+", parts[-1])
+    return " ".join(parts[-2:] if of_comparison else parts[-1:]) or "prompt"
