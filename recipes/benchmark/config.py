@@ -47,6 +47,8 @@ class BenchmarkConfig:
         batch_size: Images a step.
         precision: Arithmetic of the frozen part (fp32, bf16, fp16).
         compile: Compile the bare network, and ours where the border is not shared, for fixed shapes.
+        keep_core: Keep what no prompt pixel reaches for our epochs, as ``train.keep_core: memory`` does; the time that
+            takes and its bytes an image are measured beside them.
         keep_memory: Keep freed memory for the next map, as runs on a CPU do; false gives it back, as processes do by
             default. For the bare network and the textbook's epoch too.
         device: cpu or cuda; cuda where there is one when empty.
@@ -71,6 +73,7 @@ class BenchmarkConfig:
     batch_size: int = 64
     precision: str = "fp32"
     compile: bool = False
+    keep_core: bool = False
     keep_memory: bool = True
     device: str | None = None
     data: str | None = None

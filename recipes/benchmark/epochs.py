@@ -5,16 +5,20 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from textbook import TextbookEpoch
 from torch import Tensor
 
+from clipvp.config.schema import TrainConfig
 from clipvp.data.batches import Batches, epoch_order
 from clipvp.data.sets import ImageTensors
 from clipvp.mappings.statistic import Counts
+from clipvp.progress import Progress
 from clipvp.training.checkpoint import Checkpoints
+from clipvp.training.cores import CoreBatches, with_cores
 
 from .measure import Phases, alternate, now
 from .setting import Setting
@@ -47,6 +51,7 @@ class OurEpoch:
     Attributes:
         counts: Of the last epoch.
         phases: Seconds by phase.
+        core: Seconds to build the kept core, and its bytes an image; None where none is kept.
     """
 
     def __init__(self, setting: Setting, tensors: dict[str, ImageTensors], statistics: str):
@@ -63,6 +68,19 @@ class OurEpoch:
                 fit(counts)
 
         classifier.mapping.fit = clocked_fit
+        self.core = self._keep_core(setting) if setting.config.keep_core else None
+
+    def _keep_core(self, setting: Setting) -> dict[str, float] | None:
+        trainer, start = self.trainer, now(setting.device)
+        task = SimpleNamespace(images=lambda split: None, cache_dir=None)  # neither is used in memory
+        config = TrainConfig(keep_core="memory")
+        trainer.data |= with_cores(
+            trainer.classifier, trainer.data, task, "memory", config, setting.accelerator, Progress(False)
+        )
+        kept = trainer.data["train"]
+        if not isinstance(kept, CoreBatches):
+            return None
+        return {"seconds": now(setting.device) - start, "bytes_an_image": kept.depth.num_bytes}
 
     @property
     def delta(self) -> Tensor:
@@ -192,6 +210,7 @@ def measure_epoch(setting: Setting) -> dict[str, Any]:
         "epoch": {
             "images": {"train": len(task.train), "scored": len(task.test)},
             "rounds": times.rounds,
+            "core": exact.core,
             "seconds_by_phase": seconds,
             "seconds": total,
             "exact_over_floor": total["exact"] / total["floor"],

@@ -59,6 +59,10 @@ def _epoch(results: dict[str, Any]) -> Table:
         f"textbook and exact: {same} over {epoch['labels_seen']} source labels, "
         f"prompts apart by {100 * max(epoch['prompts_apart']):.2g} % of an epoch's way at most",
     ]
+    if core := epoch["core"]:
+        notes.append(
+            f"with the core kept: {core['bytes_an_image'] / 1e3:.0f} kB an image, built in {core['seconds']:.1f} s"
+        )
     return ["phase", *names], rows, notes
 
 

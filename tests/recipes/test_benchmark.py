@@ -80,12 +80,16 @@ def test_the_smallest_benchmark_of_all_parts(run, tiny_timm, monkeypatch):
 def test_the_textbook_counts_as_we_do(run, tiny_timm, tmp_path, prompt):
     """Real files, several source labels, and a prompt that has moved: the same counts after each epoch."""
     data = write_image_folder(tmp_path / "images", {"train": 30, "test": 9}, 3)
-    canvas = 64 if prompt == "border" else 32
-    found, printed = run(only="epoch", source=tiny_timm, prompt=prompt, data=data, canvas=canvas)
+    canvas = 128 if prompt == "border" else 32
+    keep = prompt == "border"
+    found, printed = run(
+        only="epoch", source=tiny_timm, prompt=prompt, data=data, canvas=canvas, keep_core=keep
+    )
     assert found["counts_equal"] and "the same counts" in printed
     epoch = found["epoch"]
     assert epoch["images_counted_differently"] == [0, 0] and epoch["labels_seen"] > 1
     assert max(epoch["prompts_apart"]) < 0.05
+    assert (epoch["core"] is not None) == keep == ("with the core kept: " in printed)
 
 
 def test_text_is_encoded_once_for_each_cold_load(run, tiny_model, monkeypatch):

@@ -199,7 +199,10 @@ FAMILIES = {
     "linear probe": ["--mapping.kind=logistic", "--prompt.kind=none"],
     "a mask network with batch norms": ["--prompt.kind=smm", "--prompt.patch_size=4"],
     "crops of the original images": ["--train.augment=random_resized_crop"],
-    "a core that is kept": ["--train.keep_core=memory", "--prompt.kind=border", "--prompt.width=2"],
+    "a core that is kept": [
+        *["--train.keep_core=memory", "--prompt.kind=border", "--prompt.width=2"],
+        "--source.canvas=64",  # with 32 pixels nothing is kept
+    ],
     "normalised steps": ["--optim.name=normalized_sgd", "--optim.lr=3", "--prompt.bounded=false"],
 }
 
