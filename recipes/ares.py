@@ -61,9 +61,8 @@ def main() -> None:
         accelerator = Accelerator()
         output = Path(config.output)
         names = ["ares", "linear_probe", *(["on_answers"] if options["ask_tests"] else [])]
-        with fail_together(
-            accelerator
-        ):  # before the service is asked, and before another run's head is replaced
+        # Before the service is asked, and before another run's head is replaced.
+        with fail_together(accelerator):
             for name in names:
                 folder = RunFolder(output / name, writes=accelerator.is_main_process)
                 folder.check(resume=config.resume == "auto", overwrite=config.overwrite)

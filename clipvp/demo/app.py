@@ -101,8 +101,7 @@ def cards(names: Sequence[str], classifiers: Sequence[PromptedClassifier], image
 
 
 def _card(name: str, classifier: PromptedClassifier, found: Look) -> str:
-    kind = "no" if classifier.prompt.kind == "none" else classifier.prompt.kind
-    what = f"{kind} prompt, {classifier.mapping.kind} mapping, {classifier.source.name}"
+    what = f"prompt {classifier.prompt.kind}, mapping {classifier.mapping.kind}, {classifier.source.name}"
     pictures = "".join(f'<img alt="what the source sees" src="{_data(pixels)}">' for pixels in found.pixels)
     rows = "".join(
         f'<li><div class="class"><span>{html.escape(row.label)}</span><span>{percent(row.score)}</span></div>'

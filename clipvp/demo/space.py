@@ -71,11 +71,8 @@ def write_space(
     named, copied = [], {}
     for place, (prompt, path) in enumerate(zip(prompts, found, strict=True)):
         if Path(prompt).expanduser().is_dir():
-            named.append(
-                "prompt"
-                if len(prompts) == 1
-                else f"prompts/{plain_name(prompt).replace(' ', '-')}-{place + 1}"
-            )
+            name = plain_name(prompt).replace(" ", "-")
+            named.append("prompt" if len(prompts) == 1 else f"prompts/{name}-{place + 1}")
             copied[named[-1]] = path
         else:
             named.append(str(prompt))

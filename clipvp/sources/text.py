@@ -65,8 +65,9 @@ def text_embeddings(
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             held.enter_context(FileLock(f"{path}.lock"))
-        except (OSError, NotImplementedError):
-            pass  # without a lock, runs that start together each encode; that they cannot write is warned of below
+            unguarded = None
+        except (OSError, NotImplementedError) as error:
+            unguarded = str(error) or "the file system has no locks"
         found = _read(path, full_key, len(texts))
         if found is not None:
             return found
@@ -78,6 +79,9 @@ def text_embeddings(
         except OSError as error:  # the embeddings can be used without the file
             reason = str(error).splitlines()[0]
             warnings.warn(f"text embeddings are made anew each time: {reason}", stacklevel=2)
+        else:
+            if unguarded is not None:
+                warnings.warn(f"runs that start together each encode the texts: {unguarded}", stacklevel=2)
         return found
 
 

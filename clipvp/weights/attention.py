@@ -48,7 +48,7 @@ class SplitAttention(nn.Module):
     ) -> tuple[Tensor, None]:
         """Return what the original returns, without the weights: (outputs, None)."""
         if key_padding_mask is not None:
-            raise NotImplementedError("images have no padding")
+            raise ValueError("key_padding_mask is not taken: images have no padding")
         if not self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         heads = [

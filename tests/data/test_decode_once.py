@@ -114,8 +114,6 @@ print(killed, half)
 
 @pytest.mark.slow
 def test_twenty_kills_while_building_leave_a_correct_cache(tmp_path, monkeypatch):
-    if not hasattr(os, "fork"):
-        pytest.skip("no fork here")
     folder, root = tmp_path / "images", tmp_path / "cache"
     folder.mkdir()
     for index in range(300):

@@ -153,9 +153,8 @@ def test_what_is_wrong_is_told_in_a_line(run, capsys, options, message):
     assert end.value.code == 2 and message in error and error.count("\n") == 1
 
 
-def test_a_device_that_is_not_there_is_told():
-    if torch.cuda.is_available():
-        pytest.skip("there is one")
+def test_a_device_that_is_not_there_is_told(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     from benchmark.setting import Setting
 
     with pytest.raises(UserError, match="no cuda device"):

@@ -125,6 +125,24 @@ def test_without_a_place_to_write_the_embeddings_are_there_all_the_same(tmp_path
     assert encode.texts == TEXTS and torch.equal(found, encode_in_batches(Encoder(), TEXTS))
 
 
+def test_a_file_system_without_locks_is_told_and_keeps_the_embeddings(cache, monkeypatch):
+    class NoLock:
+        def __init__(self, path):
+            pass
+
+        def __enter__(self):
+            raise NotImplementedError
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr("clipvp.sources.text.FileLock", NoLock)
+    with pytest.warns(UserWarning, match="each encode the texts: the file system has no locks"):
+        found = text_embeddings(Encoder(), TEXTS, KEY)
+    after = Encoder()
+    assert torch.equal(text_embeddings(after, TEXTS, KEY), found) and after.calls == 0
+
+
 def test_a_disk_that_fills_up_leaves_no_file_and_no_error(cache):
     with full_disk(), pytest.warns(UserWarning, match="made anew each time: .*cannot write"):
         text_embeddings(Encoder(), TEXTS, KEY)
