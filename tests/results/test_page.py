@@ -194,6 +194,14 @@ def test_epochs_are_named_by_whole_numbers(first, more):
     assert len(ticks) <= 10 and all(first <= tick <= first + more for tick in ticks)
 
 
+@pytest.mark.parametrize("value", [0.0, 0.919, 1.0])
+def test_an_axis_of_shares_stays_between_0_and_100_percent(value):
+    ticks = [
+        float(text.removesuffix(" %")) for _, text in chart("accuracy", [("x", [(1, value)])], True).y_ticks
+    ]
+    assert len(ticks) > 1 and 0 <= ticks[0] <= 100 * value <= ticks[-1] <= 100
+
+
 def test_one_epoch_and_one_value_make_a_chart():
     found = chart("accuracy", [("x", [(1, 0.5)]), ("empty", [])], share=True)
     one, empty = found.lines

@@ -43,6 +43,8 @@ def chart(title: str, series: Sequence[tuple[str, Points]], share: bool, x_name:
     epochs = [x for _, points in series for x, _ in points]
     values = [y for _, points in series for _, y in points]
     ticks = nice_ticks(min(values) if share else min(0, *values), max(values))
+    if share:  # round values around equal ones may leave 0 to 100 %
+        ticks = [tick for tick in ticks if -1e-9 <= tick <= 1 + 1e-9]
     low, high = ticks[0], ticks[-1]
     first, last = min(epochs), max(epochs)
 
