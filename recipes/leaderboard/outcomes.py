@@ -108,12 +108,14 @@ def _outcome(results: dict[str, Any]) -> dict[str, Any]:
         for key, score in results["metrics"].items()
         if score["acc1"] is not None
     }
+    queries = {"queries": results["queries"]["total"]} if "queries" in results else {}
     return {
         "seed": results["seed"],
         "split": results["split_hash"],
         "scores": scores,
         "seconds": round(sum(results["seconds"].values()), 1),
         "trainable": results["run_info"]["trainable_parameters"],
+        **queries,
     }
 
 

@@ -59,7 +59,7 @@ def markdown(table: Table, outcomes: dict[str, Any]) -> str:
     columns = [(source, task) for task in table.tasks for source in table.sources]
     found = {(cell["source"], cell["task"], cell["method"]): cell["runs"] for cell in outcomes["cells"]}
     columns = [pair for pair in columns if any((*pair, method) in found for method in table.methods)]
-    headers = ["", "trainable"]
+    headers = ["", *table.columns]
     for source, task in columns:
         name = task if len(table.sources) == 1 else f"{task}, {source}"
         headers += [f"{name} (%)", f"minus {table.reference}", "seeds"]
@@ -68,8 +68,7 @@ def markdown(table: Table, outcomes: dict[str, Any]) -> str:
         cells = [found.get((*pair, method), []) for pair in columns]
         if not any(cells):
             continue
-        sizes = [f"{run['trainable']:,}" for runs in cells for run in runs]
-        row = [f"`{method}`", " / ".join(dict.fromkeys(sizes))]
+        row = [f"`{method}`", *(_column(name, [run for runs in cells for run in runs]) for name in table.columns)]
         for pair, runs in zip(columns, cells, strict=True):
             scores = {run["seed"]: run for run in runs}
             others = {run["seed"]: run for run in found.get((*pair, table.reference), [])}
@@ -81,9 +80,16 @@ def markdown(table: Table, outcomes: dict[str, Any]) -> str:
         rows.append(row)
     if not rows:
         return "No run has finished yet.\n"
-    align = ["---", "---:", *["---:"] * (len(headers) - 2)]
+    align = ["---", *["---:"] * (len(headers) - 1)]
     lines = [f"| {' | '.join(cells)} |" for cells in ([*headers], align, *rows)]
     return "\n".join([*lines, "", caption(table, outcomes), ""])
+
+
+def _column(name: str, runs: Sequence[dict[str, Any]]) -> str:
+    """Return a figure of a method's runs: their numbers of trained weights, or the median of queries or seconds."""
+    if name == "trainable":
+        return " / ".join(dict.fromkeys(f"{run[name]:,}" for run in runs))
+    return f"{statistics.median(run[name] for run in runs):,.0f}"
 
 
 def spread(shares: Sequence[float]) -> str:

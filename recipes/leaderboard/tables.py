@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from clipvp.results.compare import with_overrides
 from clipvp.results.tables import SCORES
 
 RESULTS = Path(__file__).parents[1] / "results"  # NAME.yaml and NAME.json
+COLUMNS = ("trainable", "queries", "seconds")
 
 
 @dataclass(eq=False)
@@ -78,6 +79,8 @@ class Table:
         seeds: One run for each.
         reference: The method that the others are compared with, on the same seeds.
         score: What is shown of a run, a key of its ``metrics``.
+        columns: What stands beside the accuracies: of trainable (numbers), queries (images sent to the source) and
+            seconds (a run, median).
     """
 
     name: str
@@ -89,11 +92,14 @@ class Table:
     reference: str
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     score: str = "test.last"
+    columns: list[str] = field(default_factory=lambda: ["trainable"])
 
     def __post_init__(self):
         self.methods = {name: method_values(name, more or {}) for name, more in self.methods.items()}
         check_choice(f"{self.name}: reference", self.reference, self.methods)
         check_choice(f"{self.name}: score", self.score, SCORES)
+        for column in self.columns:
+            check_choice(f"{self.name}: columns", column, COLUMNS)
 
     def values(self, source: str, task: str, method: str) -> dict[str, Any]:
         """Return the config values in which a run differs from ``base``."""
@@ -133,10 +139,11 @@ def _read(path: Path) -> Table:
     import yaml
 
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    keys = [item.name for item in fields(Table) if item.name != "name"]
+    keys = [item for item in fields(Table) if item.name != "name"]
     for key in values:
-        check_choice(str(path), key, keys)
-    if missing := [key for key in keys[:-2] if key not in values]:
+        check_choice(str(path), key, [item.name for item in keys])
+    needed = [item.name for item in keys if item.default is MISSING and item.default_factory is MISSING]
+    if missing := [key for key in needed if key not in values]:
         raise UserError(f"{path}: {missing[0]} is missing")
     return Table(path.stem, **values)
 
