@@ -10,6 +10,7 @@ import contextlib
 import json
 import socket
 import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -184,11 +185,19 @@ async def _body(request: Request, most: int) -> bytes:
     return bytes(body)
 
 
-def serve(classifier: PromptedClassifier, host: str, port: int, bounds: Bounds) -> None:
+@contextlib.contextmanager
+def _usable(host: str, port: int) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"--host {host} --port {port} cannot be used: {error}") from error
+
+
+def serve(load: Callable[[], PromptedClassifier], host: str, port: int, bounds: Bounds) -> None:
     """Answer requests until the process is asked to stop.
 
     Args:
-        classifier: The model.
+        load: Loads the model, once the address is known to be free.
         host: The address to answer at.
         port: Its port; 0 takes a free one.
         bounds: Of a request.
@@ -196,7 +205,6 @@ def serve(classifier: PromptedClassifier, host: str, port: int, bounds: Bounds) 
     Raises:
         UserError: A package is missing, or the address cannot be used.
     """
-    app = application(Classifying(classifier, bounds))
     try:
         import uvicorn
     except ImportError as error:
@@ -204,11 +212,12 @@ def serve(classifier: PromptedClassifier, host: str, port: int, bounds: Bounds) 
 
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+        with _usable(host, port):
             listening.bind((host, port))
+        classifier = load()
+        app = application(Classifying(classifier, bounds))
+        with _usable(host, port):
             listening.listen(MOST_CONNECTIONS)
-        except (OSError, UnicodeError) as error:
-            raise UserError(f"--host {host} --port {port} cannot be used: {error}") from error
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{listening.getsockname()[1]}"
         print(f"{len(classifier.class_names)} classes at {address}; stop with Ctrl-C", flush=True)

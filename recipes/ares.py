@@ -6,7 +6,7 @@ The service's probabilities are distilled into a linear head on the local source
 prompt and BLM+ are then trained on the local source with that head (ares/), which asks the service nothing. For
 comparison a linear probe is trained on the same local features and the task's labels (linear_probe/), without service.
 With `--ask_tests true` the service is asked about the test images too, for a linear layer on its answers (on_answers/).
-It writes ares.json.
+`--train.max_queries` bounds the images that the service is asked about. It writes ares.json.
 """
 
 from clipvp.cli import parse, user_errors
@@ -69,6 +69,15 @@ def main() -> None:
         progress = Progress(config.train.progress and accelerator.is_main_process)
         task = load_task(config.data, seed=config.seed, protocol=config.train.protocol)
         accelerator.print(f"{task}\n")
+        splits = ("train", "val", "test") if options["ask_tests"] else ("train",)
+        asks, limit = sum(len(task.images(split)) for split in splits), config.train.max_queries
+        if limit is not None and asks > limit:
+            raise UserError(
+                f"train.max_queries: {limit} does not allow this run: it asks about {asks} images once"
+            )
+        config = replace(
+            config, train=replace(config.train, max_queries=None)
+        )  # what follows is bounded by this
         on_logits = MappingConfig(kind="linear", takes="logits", standardise=True)
         plain = replace(config, prompt=PromptConfig(kind="none"), mapping=on_logits)
 

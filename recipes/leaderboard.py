@@ -7,7 +7,9 @@ It needs a copy of the repository. A table is a file recipes/results/NAME.yaml: 
 seeds. Finished runs are never run again and a killed one is resumed, so the command may be repeated, also by several
 processes and machines that share the --output folder. recipes/results/NAME.json holds the results, without paths and
 without those of single images.
-A page shows a table between two marks, as docs/pages/leaderboard.md does.
+A page shows a table between two marks, as docs/pages/leaderboard.md does. In the same way docs/pages/speed.md shows
+what recipes/benchmark.py wrote to recipes/results/speed/NAME.json. Figures that pages say by hand are looked for in the
+files that their marks name (recipes/leaderboard/figures.py).
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ class LeaderboardConfig:
         data: Where tasks and models lie that are not taken from the hub, a list of NAME=PLACE.
         output: Folder of the runs.
         do: run (what is not finished, then collect), collect (outcomes of finished runs into the JSON files, then
-            pages) or pages (the tables of README and docs from the JSON files).
+            pages) or pages (the tables of README and docs from the JSON files, and which figures no file gives).
     """
 
     only: str | list[str] = field(default_factory=list)
@@ -45,6 +47,8 @@ class LeaderboardConfig:
 def main() -> None:
     config, _ = parse(__doc__, LeaderboardConfig)
     with user_errors():
+        from leaderboard.benchmarks import benchmark_tables
+        from leaderboard.figures import problems
         from leaderboard.outcomes import collect, read_outcomes, write_outcomes
         from leaderboard.pages import markdown, pages, write_pages
         from leaderboard.tables import RESULTS, read_places, read_tables
@@ -70,8 +74,10 @@ def main() -> None:
             table.name: markdown(table, read_outcomes(RESULTS / f"{table.name}.json"))
             for table in read_tables()
         }
-        for path in write_pages(shown, pages()):
+        for path in write_pages(shown | benchmark_tables(), pages()):
             print(f"{path}: tables renewed")
+        for problem in problems(pages()):
+            print(problem)
         if failed:
             raise UserError(f"{len(failed)} runs failed, the first: {failed[0]}")
 

@@ -131,7 +131,7 @@ def test_ctrl_c_ends_the_service_quietly(classifier, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(uvicorn.Server, "run", interrupted)
-    serve(classifier, "127.0.0.1", 0, Bounds())
+    serve(lambda: classifier, "127.0.0.1", 0, Bounds())
 
 
 def test_models_that_differ_in_their_settings_alone_have_other_names(tiny_timm):
@@ -156,13 +156,20 @@ def test_the_source_of_a_service_is_its_classifier(classifier, tmp_path):
 
 
 def test_an_address_that_is_taken_is_refused(classifier, tmp_path, capsys):
+    loaded = []
+
+    def load():
+        loaded.append(1)
+        return classifier
+
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(UserError, match="--host 127.0.0.1 --port .* cannot be used: .*in use"):
-            serve(classifier, "127.0.0.1", taken.getsockname()[1], Bounds())
+            serve(load, "127.0.0.1", taken.getsockname()[1], Bounds())
+    assert not loaded  # an address is tried before the model is loaded
     with pytest.raises(UserError, match="--host a..b --port 0 cannot be used"):
-        serve(classifier, "a..b", 0, Bounds())
+        serve(lambda: classifier, "a..b", 0, Bounds())
     for arguments in (["--port", "70000"], ["--most_images", "0"], ["--device", "abacus"]):
         with pytest.raises(SystemExit) as stopped:
             main(["serve", str(tmp_path / "missing"), *arguments])

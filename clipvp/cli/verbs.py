@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_format
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -250,8 +251,8 @@ def serve(
 
     prepare_cpu()
     _check_device(device)
-    model = PromptedClassifier.from_pretrained(prompt, device=device, **where)
-    serve(model, host, port, Bounds(most_images, most_megabytes << 20, batch_size))
+    load = partial(PromptedClassifier.from_pretrained, prompt, device=device, **where)
+    serve(load, host, port, Bounds(most_images, most_megabytes << 20, batch_size))
 
 
 def _check_device(device: str) -> None:

@@ -9,6 +9,7 @@ import json
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -139,6 +140,10 @@ class Service:
                     raise UserError(
                         f"the service {self.url} did not answer in {tries} {'tries' if tries > 1 else 'try'}: {failed}"
                     ) from failed
+                if left == self.limits.retries:
+                    warnings.warn(
+                        f"the service {self.url} did not answer ({failed}); trying again", stacklevel=2
+                    )
                 time.sleep(min(LONGEST_WAIT, wait if failed.after is None else failed.after))
                 wait *= 2
         raise AssertionError

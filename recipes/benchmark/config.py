@@ -15,12 +15,14 @@ PARTS = {
     "text": "loading a CLIP with its texts to be encoded, and with their embeddings on disk",
     "assignment": "greedy assignment against a loop over the whole matrix",
     "architectures": "a step of several architectures at several image sizes, with random weights",
+    "text_bank": "texts as many as SUN397 and ImageNet need: encoded, read again, pooled for a batch",
     "sharing": "a step of several architectures, images and frames: plain, border shared, core apart, core kept",
 }
-ON_REQUEST = ("architectures", "sharing")
+ON_REQUEST = ("architectures", "sharing", "text_bank")
 ARCHITECTURES = (
     "resnet18",
     "resnet50",
+    "resnet50_clip",
     "resnext50_32x4d",
     "tf_efficientnet_lite0",
     "mobilenetv2_100",
@@ -29,7 +31,7 @@ ARCHITECTURES = (
     "densenet121",
     "vit_base_patch32_224",
 )
-IMAGE_SIZES = (32, 64, 128, 192)
+IMAGE_SIZES = (32, 64, 128, 160, 192)
 FRAMES = (8, 16, 30)
 
 
@@ -38,7 +40,7 @@ class BenchmarkConfig:
     """What is measured, and for how long.
 
     Args:
-        only: The parts to measure, one or a list; all but architectures and sharing when empty.
+        only: The parts to measure, one or a list; all but architectures, sharing and text_bank when empty.
         source: The frozen model, see ``clipvp.load_source``.
         random_weights: Build the source, a timm architecture, without its weights: no download, the same time.
         canvas: Side in pixels of the source's input; the model's own when empty.

@@ -19,6 +19,7 @@ from .setting import Setting
 from .sharing import measure_sharing
 from .steps import measure_architectures, measure_memory, measure_step
 from .tables import table
+from .texts import measure_text_bank
 
 MEASURES = {
     "step": measure_step,
@@ -28,6 +29,7 @@ MEASURES = {
     "text": measure_text,
     "assignment": measure_assignment,
     "architectures": measure_architectures,
+    "text_bank": measure_text_bank,
     "sharing": measure_sharing,
 }
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import os
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from clipvp.mappings.statistic import Counts
 
 from .measure import alternate
 from .setting import Setting
+from .texts import text_cache
 
 # ImageNet-1k's labels, and 81 templates times the classes of Food101 and of SUN397.
 SIZES = ((1000, 10), (1000, 102), (1000, 397), (8181, 101), (32157, 397))
@@ -68,19 +69,13 @@ def measure_text(setting: Setting) -> dict[str, Any]:
         if not config.random_weights and setting.source.labels.is_text
         else "offline:lite0-minilm"
     )
-    fresh = (str(setting.folder / f"text-{index}") for index in itertools.count())
+    fresh = (setting.folder / f"text-{index}" for index in itertools.count())
     filled = next(fresh)
     labels = text_label_space(MappingConfig(), setting.class_names)
 
-    def load(cache: str) -> None:
-        before = os.environ.get("CLIPVP_CACHE")
-        os.environ["CLIPVP_CACHE"] = cache
-        try:
+    def load(cache: Path) -> None:
+        with text_cache(cache):
             source_from_config(SourceConfig(name, config.canvas), lambda: labels, setting.device)
-        finally:
-            del os.environ["CLIPVP_CACHE"]
-            if before is not None:
-                os.environ["CLIPVP_CACHE"] = before
 
     runs = {"cold": lambda: load(next(fresh)), "cached": lambda: load(filled)}
     load(filled)

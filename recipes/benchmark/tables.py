@@ -77,6 +77,32 @@ def _text(results: dict[str, Any]) -> Table:
     return [f"{text['source']}, {text['texts']} texts", "seconds"], rows, []
 
 
+def _text_bank(results: dict[str, Any]) -> Table:
+    bank = results["text_bank"]
+    rows = []
+    for name, row in bank["spaces"].items():
+        peak = f"{row['peak_bytes'] / 1e6:.0f}" if row["peak_bytes"] is not None else None
+        sizes = [peak, f"{row['embedding_bytes'] / 1e6:.0f}"]
+        times = [f"{1e3 * seconds:.1f}" for seconds in row["batch_seconds"].values()]
+        rows.append(
+            [name, f"{row['texts']:,}", *(f"{each:.1f}" for each in row["seconds"].values()), *sizes, *times]
+        )
+    (first, *_) = bank["spaces"].values()
+    headers = [
+        "",
+        "texts",
+        *(f"{state}, s" for state in first["seconds"]),
+        "MB at the peak",
+        "MB of embeddings",
+    ]
+    headers += [f"{name}, ms" for name in first["batch_seconds"]]
+    return (
+        headers,
+        rows,
+        [f"{bank['source']}; milliseconds for {bank['images']} images whose features are there"],
+    )
+
+
 def _assignment(results: dict[str, Any]) -> Table:
     loops = results["assignment"]["loop_seconds"]
     rows = [
@@ -129,6 +155,7 @@ _TABLES = {
     "data": _data,
     "text": _text,
     "assignment": _assignment,
+    "text_bank": _text_bank,
     "architectures": _architectures,
     "sharing": _sharing,
 }

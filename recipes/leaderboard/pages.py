@@ -1,8 +1,7 @@
 """Tables in Markdown, and the marked places of pages that show them.
 
 A page holds a table between ``<!-- table: NAME -->`` and ``<!-- end -->``; what is between is written by
-recipes/leaderboard.py and never by hand. What is between ``<!-- figures: NAME, NAME -->`` and ``<!-- end -->`` is
-written by hand, but each of its figures must be one that the tables or comparisons of these names give.
+recipes/leaderboard.py and never by hand. ``speed/NAME`` is a benchmark's.
 """
 
 from __future__ import annotations
@@ -18,8 +17,6 @@ from clipvp.registry import UserError
 from .tables import Table
 
 ROOT = Path(__file__).parents[2]
-_FIGURES = re.compile(r"<!-- figures: ([^>]+) -->\n(.*?)<!-- end -->", re.DOTALL)
-_FIGURE = re.compile(r"\d+\.\d+")
 _MARKED = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -68,7 +65,10 @@ def markdown(table: Table, outcomes: dict[str, Any]) -> str:
         cells = [found.get((*pair, method), []) for pair in columns]
         if not any(cells):
             continue
-        row = [f"`{method}`", *(_column(name, [run for runs in cells for run in runs]) for name in table.columns)]
+        row = [
+            f"`{method}`",
+            *(_column(name, [run for runs in cells for run in runs]) for name in table.columns),
+        ]
         for pair, runs in zip(columns, cells, strict=True):
             scores = {run["seed"]: run for run in runs}
             others = {run["seed"]: run for run in found.get((*pair, table.reference), [])}
@@ -137,41 +137,6 @@ def caption(table: Table, outcomes: dict[str, Any]) -> str:
         f"{statistics.median(seconds):.0f} s each (median; {', '.join(devices)}): "
         f"`python recipes/leaderboard.py --only {table.name}`."
     )
-
-
-def figures(text: str) -> list[tuple[list[str], list[str]]]:
-    """Return what a page says by hand of kept results: the names of their files, and the figures."""
-    return [(names.split(", "), _FIGURE.findall(body)) for names, body in _FIGURES.findall(text)]
-
-
-def figures_of_table(table: Table, outcomes: dict[str, Any]) -> set[str]:
-    """Return the figures that a table gives: its own, and the paired differences of any two methods."""
-    found = [markdown(table, outcomes)]
-    groups: dict[tuple[str, str], list[dict[int, dict]]] = {}
-    for cell in outcomes["cells"]:
-        runs = {run["seed"]: run for run in cell["runs"]}
-        groups.setdefault((cell["source"], cell["task"]), []).append(runs)
-    for cells in groups.values():
-        found += [paired(one, other, table.score) for one in cells for other in cells if one is not other]
-    return set(_FIGURE.findall(" ".join(found)))
-
-
-def figures_of_comparison(rows: Sequence[dict[str, Any]]) -> set[str]:
-    """Return the figures that the rows of a comparison give, in %."""
-    found: set[str] = set()
-
-    def add(value: Any) -> None:
-        if isinstance(value, dict):
-            value = list(value.values())
-        if isinstance(value, list):
-            for each in value:
-                add(each)
-        elif isinstance(value, float):
-            found.add(f"{abs(100 * value):.1f}")
-
-    for row in rows:
-        add([row[key] for key in ("test.best_val", "test.last", "val.best", "interval", "minus_pick")])
-    return found
 
 
 def write_pages(tables: dict[str, str], paths: Iterable[Path]) -> list[Path]:

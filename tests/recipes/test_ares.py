@@ -77,6 +77,15 @@ def test_the_recipe_asks_once(run, tiny_timm, tiny_hf, tmp_path, capsys):  # noq
     prompt = PromptedClassifier.from_pretrained(tmp_path / "ares" / "ares" / "prompt")
     assert len(prompt.source.labels) == 7 and prompt.source.name == "distilled:ares/distilled"
 
+    # A limit on what the service is asked about is held before it is asked.
+    with pytest.raises(SystemExit) as stopped:
+        limited = {**options, "output": "limited", "train.max_queries": 47}
+        run("ares", *(f"--{key}={value}" for key, value in limited.items()))
+    assert (
+        stopped.value.code == 2 and "47 does not allow this run: it asks about 48" in capsys.readouterr().err
+    )
+    run("ares", *(f"--{key}={value}" for key, value in {**limited, "train.max_queries": 48}.items()))
+
     # A run that is there is left alone, with its head, and nothing is asked for it.
     head = (tmp_path / "ares" / "distilled" / "head.safetensors").read_bytes()
     with pytest.raises(SystemExit) as stopped:

@@ -1,6 +1,7 @@
 """The benchmark from its command line to its file, and the laws of what it measures with."""
 
 import json
+import re
 import runpy
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmark import measure, others
+from benchmark import texts as bank
 from benchmark.config import BenchmarkConfig
 from benchmark.measure import Phases, Times, alternate, peak_memory
 from conftest import write_image_folder
@@ -90,6 +92,22 @@ def test_the_textbook_counts_as_we_do(run, tiny_timm, tmp_path, prompt):
     assert epoch["images_counted_differently"] == [0, 0] and epoch["labels_seen"] > 1
     assert max(epoch["prompts_apart"]) < 0.05
     assert (epoch["core"] is not None) == keep == ("with the core kept: " in printed)
+
+
+def test_a_bank_of_texts_is_encoded_once_and_read_once(run, monkeypatch):
+    from clipvp.sources import text as texts
+
+    encoded, encode = [], texts.encode_in_batches
+    monkeypatch.setattr(texts, "encode_in_batches", lambda *a: encoded.append(len(a[1])) or encode(*a))
+    monkeypatch.setattr(bank, "SPACES", {"described": (3, 4), "templates": (2, None)})
+    found, printed = run(only="text_bank", canvas=64)
+    spaces = found["text_bank"]["spaces"]
+    assert {name: row["texts"] for name, row in spaces.items()} == {"described": 3 * 4, "templates": 2 * 81}
+    assert encoded == [1000, 1, 12, 162]  # the first two before the clock starts
+    for row in spaces.values():
+        assert row["embedding_bytes"] == row["texts"] * 384 * 4
+        assert set(row["batch_seconds"]) == {"logits", "mean", "top 3", "text_counts", "counting"}
+    assert re.search(r"\| templates +\| +162 ", printed)
 
 
 def test_text_is_encoded_once_for_each_cold_load(run, tiny_model, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,60 +11,101 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from benchmark.config import BenchmarkConfig
 from conftest import write_image_folder
-from leaderboard import pages, tables
+from leaderboard import benchmarks, figures, pages, tables
 from leaderboard.outcomes import read_outcomes, write_outcomes
 from leaderboard.tables import RESULTS, Table, located, read_places, read_tables
 from scipy import stats
 
 import clipvp
+from clipvp.cli import parse
 from clipvp.registry import UserError
 
 ROOT = Path(__file__).parents[2]
+TPE = {"": "tpe_asha", "test_": "tpe"}  # the name of TPE with ASHA in the sweep's file
 WRITTEN = "run: python recipes/leaderboard.py --do pages"
 
 # The tables of this repository
 
 
 def test_marked_tables_are_what_the_files_hold():
-    known = {table.name: table for table in read_tables()}
+    held = {  # without a file no number may be shown
+        table.name: pages.markdown(table, read_outcomes(RESULTS / f"{table.name}.json"))
+        for table in read_tables()
+    }
+    held |= benchmarks.benchmark_tables()
     for path in pages.pages():
         for name, shown in pages.marked(path.read_text(encoding="utf-8")).items():
-            assert name in known, f"{path} shows the table {name}, which no file describes"
-            held = read_outcomes(RESULTS / f"{name}.json")  # without a file no number may be shown
-            assert shown == pages.markdown(known[name], held), f"{path}, {name}; {WRITTEN}"
+            assert name in held, f"{path} shows the table {name}, which no file describes"
+            assert shown == held[name], f"{path}, {name}; {WRITTEN}"
 
 
-def test_marked_figures_are_ones_that_the_files_give():
-    known = {table.name: table for table in read_tables()}
-    for path in pages.pages():
-        for names, shown in pages.figures(path.read_text(encoding="utf-8")):
-            given = set()
-            for name in names:
-                comparison = RESULTS / "comparisons" / f"{name}.json"
-                if comparison.exists():
-                    given |= pages.figures_of_comparison(json.loads(comparison.read_text())["rows"])
-                else:
-                    given |= pages.figures_of_table(known[name], read_outcomes(RESULTS / f"{name}.json"))
-            assert set(shown) <= given, f"{path}: no file gives {sorted(set(shown) - given)}"
+def test_every_figure_of_a_page_is_one_that_a_kept_file_gives():
+    assert figures.problems(pages.pages()) == []
 
 
-def test_figures_that_no_file_gives_are_seen():
-    page = "a 9.9 <!-- figures: made -->\nfrom 50.0 to 65.0, +15.0 and 3 x\n<!-- end --> b 7.7"
-    [(names, shown)] = pages.figures(page)
-    assert names == ["made"] and shown == ["50.0", "65.0", "15.0"]
+def test_figures_that_no_file_gives_are_seen(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "a 99.1 % b `50 %`, 95 % intervals, three times as fast, arXiv 2211.11635\n"
+        "| a row | 7.7 | `8.8` |\n<!-- figures: others/papers -->\n65.5 and 66.5 and 41 % and 42 %\n<!-- end -->\n"
+        "<!-- table: features_lite0 -->\n| 1.1 % |\n<!-- end -->\n+3 points (-0.4 to +6)\n"
+    )
+    loose, missing = figures.problems([page])
+    assert "99.1, 3, 0.4, 6, 7.7: outside" in loose
+    assert "66.5, 42: not in others/papers" in missing
+    with pytest.raises(UserError, match="no such file"):
+        figures.given("others/nothing")
+
+
+def test_a_table_gives_its_scores_and_the_differences_of_all_pairs():
     outcomes = outcomes_of(cell_of("t", "ilm", [0.4, 0.6]), cell_of("t", "blm", [0.6, 0.7]))
-    assert set(shown) <= pages.figures_of_table(table_of(), outcomes)
-    assert not {"9.9", "7.7"} & pages.figures_of_table(table_of(), outcomes)
-    row = dict.fromkeys(("test.best_val", "test.last", "val.best", "interval"), {"mean": 0.5, "how": "t"})
-    assert pages.figures_of_comparison([{**row, "minus_pick": {"mean": -0.123}}]) == {"50.0", "12.3"}
+    found = figures.given_by_table(table_of(), outcomes)
+    for shown in ("50.0", "50", "65.0", "15.0", "70.0"):
+        assert figures.is_given(shown, found), shown
+    for not_shown in ("9.9", "51", "66.0"):
+        assert not figures.is_given(not_shown, found), not_shown
+
+
+def test_the_command_of_a_benchmark_measures_the_same():
+    asked = ["--only", "[step,epoch]", "--batch_size", "128", "--random_weights", "true", "--seconds", "4.5"]
+    config, _ = parse("", BenchmarkConfig, asked)
+    shown = benchmarks.command(vars(config) | {"json": "there.json", "data": "here"})
+    again, _ = parse("", BenchmarkConfig, shlex.split(shown)[2:])
+    assert again == config
+
+
+def test_the_regret_of_the_comparison_follows_from_its_rows():
+    held = json.loads((RESULTS / "comparisons/photographs.json").read_text())
+    rows = {row["cell"]: row for row in held["rows"]}
+    tested = np.array([row["test.best_val"]["values"] for row in rows.values()])
+    regret, picks = held["regret"], held["picks"]
+    (pick,) = [name for name, row in rows.items() if row["pick"]]
+    assert picks["all draws"] == pick
+    assert regret["all draws"] == pytest.approx(tested.mean(1).max() - rows[pick]["test.best_val"]["mean"])
+    picked = [
+        rows[name]["test.best_val"]["values"][draw] for draw, name in enumerate(picks["each draw alone"])
+    ]
+    assert regret["each draw alone"] == pytest.approx(tested.max(0) - picked)
+    assert regret["their mean"] == pytest.approx(np.mean(regret["each draw alone"]))
+
+
+def test_the_differences_of_the_sweep_follow_from_its_runs():
+    held = json.loads((RESULTS / "others/sweep.json").read_text())
+    for prefix, words in (("", "validation"), ("test_", "test")):
+        tpe, random = ([run[f"{prefix}{kind}"] for run in held["runs"]] for kind in (TPE[prefix], "random"))
+        low, high = stats.ttest_rel(tpe, random).confidence_interval(0.95)
+        kept = held[f"{words}, tpe_asha minus random"]
+        expected = [np.mean(np.subtract(tpe, random)), low, high]
+        assert [kept["mean"], kept["low"], kept["high"]] == pytest.approx(expected, abs=1e-6)
 
 
 def test_every_mark_has_its_end():
     for path in pages.pages():
         text = path.read_text(encoding="utf-8")
         assert text.count("<!-- table:") == len(pages.marked(text)), path
-        assert text.count("<!-- figures:") == len(pages.figures(text)), path
+        assert text.count("<!-- figures:") == len(figures.marked_figures(text)), path
 
 
 def test_a_file_belongs_to_its_description():

@@ -18,7 +18,7 @@ sys.path.insert(0, str(METHODS.parents[1]))
 NAMES = ["tench", "goldfish", "sea snake"]
 OF_CLIP = {"ilm_within", "vp_tp", "vp", "evp", "rvp", "zero_shot", "zero_shot_ensemble", "zs_lp", "task_res"}
 OF_CLIP |= {"tip_adapter", "tip_adapter_f", "lp_plus_plus", "attr_vr", "waffle", "dvp_cls", "dvp_cse", "dga"}
-OF_CLIP |= {"clip_lora"}
+OF_CLIP |= {"clip_lora", "blackvip"}
 ALL = sorted(path.stem for path in METHODS.glob("*.yaml"))
 TEXTS = {"mapping": {"templates": ["a photo of a {}.", "{}", "the {}."]}}
 
@@ -33,7 +33,13 @@ def task():
     )
 
 
-def run_of(method: str, source: str, output: Path, **more):
+@pytest.fixture
+def encoder(tiny_timm_vit) -> str:
+    """The encoder of a prompt, in the place of one from the hub."""
+    return tiny_timm_vit.removeprefix("timm:")
+
+
+def run_of(method: str, source: str, output: Path, encoder: str = "", **more):
     import yaml
 
     values = yaml.safe_load((METHODS / f"{method}.yaml").read_text())
@@ -49,6 +55,8 @@ def run_of(method: str, source: str, output: Path, **more):
     train = {**values.get("train", {}), "batch_size": 12, "progress": False}
     train.pop("protocol", None)
     values["train"] = train | {"epochs": min(train.get("epochs", 2), 3)}
+    if "encoder" in values.get("prompt", {}):
+        values["prompt"]["encoder"] = encoder
     if values.get("prompt", {}).get("kind") == "border":
         values["prompt"]["width"] = 3
     elif "prompt" not in values:
@@ -61,8 +69,10 @@ def source_of(method: str, tiny_timm: str, tiny_model) -> str:
 
 
 @pytest.mark.parametrize("method", ALL)
-def test_a_method_from_its_file_to_a_prediction(method, task, tiny_timm, tiny_model, tmp_path, capsys):
-    run = run_of(method, source_of(method, tiny_timm, tiny_model), tmp_path / "run")
+def test_a_method_from_its_file_to_a_prediction(
+    method, task, tiny_timm, tiny_model, encoder, tmp_path, capsys
+):
+    run = run_of(method, source_of(method, tiny_timm, tiny_model), tmp_path / "run", encoder)
     classifier = build_classifier(run, task)
     result = fit(classifier, task, run)
     folder = tmp_path / "run" / "prompt"
@@ -91,7 +101,7 @@ def test_a_linear_head_learns_what_colours_tell(method, task, tiny_timm, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "method", sorted(OF_CLIP - {"ilm_within", "vp_tp", "vp", "evp", "zero_shot", "clip_lora"})
+    "method", sorted(OF_CLIP - {"ilm_within", "vp_tp", "vp", "evp", "zero_shot", "clip_lora", "blackvip"})
 )
 def test_texts_for_a_closed_source_are_one_line(method, task, tiny_timm, tmp_path):
     run = run_of(method, tiny_timm, tmp_path / "run")

@@ -156,14 +156,18 @@ def test_kept_answers_are_whole_and_shared(tmp_path):
 def test_a_try_that_fails_is_repeated_after_a_longer_wait(service, load, pixels, slept):
     source = load()
     service.failures = [503, "cut", 429, 500]
-    source(pixels)
+    with pytest.warns(UserWarning, match="did not answer .*503.*; trying again"):
+        source(pixels)
     assert slept == [7, 1.0, 7, 7] and len(service.images) == 8
 
 
 def test_a_service_that_stays_down_is_named(service, load, pixels, slept):
     source = load(retries=2)
     service.failures = ["cut"] * 9
-    with pytest.raises(UserError, match=r"did not answer in 3 tries: .") as error:
+    with (
+        pytest.warns(UserWarning, match="trying again"),
+        pytest.raises(UserError, match=r"did not answer in 3 tries: .") as error,
+    ):
         source(pixels)
     assert "\n" not in str(error.value) and slept == [0.5, 1.0]
     service.close()
@@ -189,7 +193,8 @@ def test_images_a_second_are_limited(service, load, pixels, slept):
 def test_a_repeated_request_keeps_to_the_images_a_second(service, load, pixels, slept):
     source = load(per_second=2, per_request=7)
     service.failures = ["cut", "cut"]
-    source(pixels)
+    with pytest.warns(UserWarning, match="trying again"):
+        source(pixels)
     # Half a second for the first image; then seven images three times, whose waits include those after a failed try.
     assert [wait for wait in slept if wait] == [0.5, 0.5, 3.0, 1.0, 2.5]
 
