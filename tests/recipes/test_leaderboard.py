@@ -50,10 +50,10 @@ def test_figures_that_no_file_gives_are_seen(tmp_path):
     page.write_text(
         "a 99.1 % b `50 %`, 95 % intervals, three times as fast, arXiv 2211.11635\n"
         "| a row | 7.7 | `8.8` |\n<!-- figures: others/papers -->\n65.5 and 66.5 and 41 % and 42 %\n<!-- end -->\n"
-        "<!-- table: features_lite0 -->\n| 1.1 % |\n<!-- end -->\n+3 points (-0.4 to +6)\n"
+        "<!-- table: features_lite0 -->\n| 1.1 % |\n<!-- end -->\n+3 points (-0.4 to +2.5)\n"
     )
     loose, missing = figures.problems([page])
-    assert "99.1, 3, 0.4, 6, 7.7: outside" in loose
+    assert "99.1, 3, 0.4, 2.5, 7.7: outside" in loose
     assert "66.5, 42: not in others/papers" in missing
     with pytest.raises(UserError, match="no such file"):
         figures.given("others/nothing")
@@ -63,9 +63,12 @@ def test_a_table_gives_its_scores_and_the_differences_of_all_pairs():
     outcomes = outcomes_of(cell_of("t", "ilm", [0.4, 0.6]), cell_of("t", "blm", [0.6, 0.7]))
     found = figures.given_by_table(table_of(), outcomes)
     for shown in ("50.0", "50", "65.0", "15.0", "70.0"):
-        assert figures.is_given(shown, found), shown
+        assert found.has(shown), shown
     for not_shown in ("9.9", "51", "66.0"):
-        assert not figures.is_given(not_shown, found), not_shown
+        assert not found.has(not_shown), not_shown
+    low, high = stats.ttest_rel([60, 70], [40, 60]).confidence_interval(0.95)
+    assert found.has_range(f"{low:.1f}", f"{high:.1f}") and found.has_range(f"{-high:.1f}", f"{-low:.1f}")
+    assert not found.has_range(f"{low:.1f}", f"{high + 0.1:.1f}")
 
 
 def test_the_command_of_a_benchmark_measures_the_same():
@@ -105,7 +108,7 @@ def test_every_mark_has_its_end():
     for path in pages.pages():
         text = path.read_text(encoding="utf-8")
         assert text.count("<!-- table:") == len(pages.marked(text)), path
-        assert text.count("<!-- figures:") == len(figures.marked_figures(text)), path
+        assert text.count("<!-- figures:") == len(figures.marked(text)), path
 
 
 def test_a_file_belongs_to_its_description():
