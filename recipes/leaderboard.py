@@ -5,8 +5,8 @@
 
 It needs a copy of the repository. A table is a file recipes/results/NAME.yaml: config values, tasks, sources, methods,
 seeds. Finished runs are never run again and a killed one is resumed, so the command may be repeated, also by several
-processes and machines that share the --output folder. recipes/results/NAME.json holds the results, without paths and
-without those of single images.
+processes and machines that share the --output folder. recipes/results/NAME.json holds the results and
+which test images each run had right, without paths.
 A page shows a table between two marks, as docs/pages/leaderboard.md does. In the same way docs/pages/speed.md shows
 what recipes/benchmark.py wrote to recipes/results/speed/NAME.json. Figures that pages say by hand are looked for in the
 files that their marks name (recipes/leaderboard/figures.py).
@@ -48,6 +48,7 @@ def main() -> None:
     config, _ = parse(__doc__, LeaderboardConfig)
     with user_errors():
         from leaderboard.benchmarks import benchmark_tables
+        from leaderboard.comparisons import comparison_tables
         from leaderboard.figures import problems
         from leaderboard.outcomes import collect, read_outcomes, write_outcomes
         from leaderboard.pages import markdown, pages, write_pages
@@ -74,7 +75,7 @@ def main() -> None:
             table.name: markdown(table, read_outcomes(RESULTS / f"{table.name}.json"))
             for table in read_tables()
         }
-        for path in write_pages(shown | benchmark_tables(), pages()):
+        for path in write_pages(shown | benchmark_tables() | comparison_tables(), pages()):
             print(f"{path}: tables renewed")
         for problem in problems(pages()):
             print(problem)

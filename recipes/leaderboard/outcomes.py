@@ -9,6 +9,7 @@ from typing import Any
 from clipvp.config.values import differences, to_dict
 from clipvp.files import write_text
 from clipvp.registry import UserError
+from clipvp.results.correct import Correct, pack, read_correct
 from clipvp.results.folder import RESULTS as RUN_RESULTS
 from clipvp.results.folder import read_results
 
@@ -54,7 +55,7 @@ def collect(table: Table, runs: list[Run], before: dict[str, Any]) -> dict[str, 
             results = read_results(run.folder)
             _check(run, results)
             key = run.cell.source, run.cell.task, run.cell.method
-            add(key, _outcome(results), _environment(results))
+            add(key, _outcome(results, read_correct(run.folder), table.score), _environment(results))
     cells = [
         {
             "source": source,
@@ -102,12 +103,16 @@ def _check(run: Run, results: dict[str, Any]) -> None:
         )
 
 
-def _outcome(results: dict[str, Any]) -> dict[str, Any]:
+def _outcome(results: dict[str, Any], correct: Correct | None, score: str) -> dict[str, Any]:
+    """Return what is kept of a run; of single images whether they are right by the score that the table shows."""
     scores = {
         key: round(score["acc1"], _DIGITS)
         for key, score in results["metrics"].items()
         if score["acc1"] is not None
     }
+    right = {}
+    if correct is not None and score in correct.scores:
+        right = {"test": correct.test_hash, "right": pack(correct.scores[score])}
     queries = {"queries": results["queries"]["total"]} if "queries" in results else {}
     return {
         "seed": results["seed"],
@@ -116,6 +121,7 @@ def _outcome(results: dict[str, Any]) -> dict[str, Any]:
         "seconds": round(sum(results["seconds"].values()), 1),
         "trainable": results["run_info"]["trainable_parameters"],
         **queries,
+        **right,
     }
 
 

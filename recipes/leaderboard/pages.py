@@ -1,7 +1,7 @@
 """Tables in Markdown, and the marked places of pages that show them.
 
 A page holds a table between ``<!-- table: NAME -->`` and ``<!-- end -->``; what is between is written by
-recipes/leaderboard.py and never by hand. ``speed/NAME`` is a benchmark's.
+recipes/leaderboard.py and never by hand. ``speed/NAME`` is a benchmark's, ``comparisons/NAME`` a comparison's.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from clipvp.registry import UserError
 
+from .differences import Cells, not_zero, paired
 from .tables import Table
 
 ROOT = Path(__file__).parents[2]
@@ -53,28 +54,30 @@ def markdown(table: Table, outcomes: dict[str, Any]) -> str:
         table: Says what is shown, in which order.
         outcomes: The content of its JSON file.
     """
-    columns = [(source, task) for task in table.tasks for source in table.sources]
-    found = {(cell["source"], cell["task"], cell["method"]): cell["runs"] for cell in outcomes["cells"]}
-    columns = [pair for pair in columns if any((*pair, method) in found for method in table.methods)]
+    columns: dict[tuple[str, str], Cells] = {}
+    for cell in outcomes["cells"]:
+        runs = {run["seed"]: run for run in cell["runs"]}
+        columns.setdefault((cell["source"], cell["task"]), {})[cell["method"]] = runs
+    pairs = [(source, task) for task in table.tasks for source in table.sources if (source, task) in columns]
     headers = ["", *table.columns]
-    for source, task in columns:
+    for source, task in pairs:
         name = task if len(table.sources) == 1 else f"{task}, {source}"
         headers += [f"{name} (%)", f"minus {table.reference}", "seeds"]
+    apart = {pair: not_zero(columns[pair], table.reference, table.score) for pair in pairs}
     rows = []
     for method in table.methods:
-        cells = [found.get((*pair, method), []) for pair in columns]
-        if not any(cells):
+        every = [columns[pair].get(method, {}) for pair in pairs]
+        if not any(every):
             continue
-        row = [
-            f"`{method}`",
-            *(_column(name, [run for runs in cells for run in runs]) for name in table.columns),
-        ]
-        for pair, runs in zip(columns, cells, strict=True):
-            scores = {run["seed"]: run for run in runs}
-            others = {run["seed"]: run for run in found.get((*pair, table.reference), [])}
+        row = [f"`{method}`"]
+        row += [_column(name, [run for runs in every for run in runs.values()]) for name in table.columns]
+        for pair, runs in zip(pairs, every, strict=True):
+            minus = paired(runs, columns[pair].get(table.reference, {}), table.score)
+            if method == table.reference:
+                minus = ""
             row += [
-                spread([run["scores"][table.score] for run in runs]),
-                "" if method == table.reference else paired(scores, others, table.score),
+                spread([run["scores"][table.score] for run in runs.values()]),
+                f"**{minus}**" if method in apart[pair] else minus,
                 str(len(runs)),
             ]
         rows.append(row)
@@ -104,37 +107,16 @@ def spread(shares: Sequence[float]) -> str:
     return mean if len(shares) == 1 else f"{mean} ± {100 * statistics.stdev(shares):.1f}"
 
 
-def paired(runs: dict[int, dict], others: dict[int, dict], score: str) -> str:
-    """Return the mean difference over the seeds that both have, in points, with its 95 % t interval over the seeds.
-
-    Raises:
-        UserError: A seed was not trained and tested on the same images.
-    """
-    seeds = sorted(runs.keys() & others.keys())
-    for seed in seeds:
-        if runs[seed]["split"] != others[seed]["split"]:
-            raise UserError(
-                f"seed {seed}: two runs of one table are of different images, so they are not paired"
-            )
-    values = [100 * (runs[seed]["scores"][score] - others[seed]["scores"][score]) for seed in seeds]
-    if not values:
-        return "-"
-    if len(values) == 1:
-        return f"{values[0]:+.1f}"
-    from clipvp.scoring.significance import over_seeds
-
-    found = over_seeds(values)
-    return f"{found.mean:+.1f} ({found.low:+.1f} to {found.high:+.1f})"
-
-
 def caption(table: Table, outcomes: dict[str, Any]) -> str:
     """Return what is said below a table."""
-    seconds = [run["seconds"] for cell in outcomes["cells"] for run in cell["runs"]]
+    runs = [run for cell in outcomes["cells"] for run in cell["runs"]]
     devices = dict.fromkeys(environment["device"] or "CPU" for environment in outcomes["environments"])
+    over = "seeds and images" if all("right" in run for run in runs) else "seeds"
     return (
         f"{table.about.strip()} Top-1 in %, mean ± standard deviation over the seeds; differences to "
-        f"`{table.reference}` are paired by seed, with their 95 % t interval. {len(seconds)} runs of "
-        f"{statistics.median(seconds):.0f} s each (median; {', '.join(devices)}): "
+        f"`{table.reference}` are paired by seed, with their 95 % interval (t over {over}), and bold where they "
+        f"are not 0 after Holm's correction over the column. {len(runs)} runs of "
+        f"{statistics.median(run['seconds'] for run in runs):.0f} s each (median; {', '.join(devices)}): "
         f"`python recipes/leaderboard.py --only {table.name}`."
     )
 
