@@ -103,7 +103,7 @@ def _what(config: dict[str, Any]) -> str:
     inner = [f"{name.replace('_', ' ')} {_size(value)}" for name, value in _short(shown).items() if value]
     details = f" ({', '.join(inner)})" if inner else ""
     views = config.get("views", 1)
-    cost = f" Each image is encoded {views} times, once for each prompt." if views > 1 else ""
+    cost = f" Each image is encoded {views} times, once for each of its prompted views." if views > 1 else ""
     return (
         f"A **{kind}** prompt{details} on a canvas of {_size(canvas)} pixels and a **{mapping['kind']}** label mapping "
         f"make a frozen vision model a classifier of {len(config['class_names'])} classes. No weight of the model "

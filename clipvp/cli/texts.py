@@ -28,7 +28,7 @@ def describe(prompt: str, wanted: str | None, **where: Any) -> dict[str, Any]:
         UserError: The source has a closed label set, or there is no such class.
     """
     is_config = Path(prompt).suffix.lower() in (".yaml", ".yml")
-    source, weights, dropped, surplus = _of_config(prompt) if is_config else _of_prompt(prompt, where)
+    source, weights, dropped, surplus, note = _of_config(prompt) if is_config else _of_prompt(prompt, where)
     labels = source.labels
     if not labels.is_text:
         raise UserError(f"{prompt!r}: source {source.name!r} has a closed label set and no texts")
@@ -55,6 +55,7 @@ def describe(prompt: str, wanted: str | None, **where: Any) -> dict[str, Any]:
         "left out": [text._asdict() for text in dropped if wanted in (None, text.class_name)],
         "classes that the task does not have": list(surplus),
         "most alike": [] if wanted else _alike(source, names),
+        "no weights": note,
     }
 
 
@@ -67,17 +68,21 @@ def _text(labels: LabelSpace, place: int, weights: dict[int, float] | None) -> d
     return row
 
 
-def _of_prompt(prompt: str, where: dict[str, Any]) -> tuple[Any, list[dict[int, float]], list, list]:
+def _of_prompt(
+    prompt: str, where: dict[str, Any]
+) -> tuple[Any, list[dict[int, float]] | None, list, list, str | None]:
     from ..model import PromptedClassifier
 
     classifier = PromptedClassifier.from_pretrained(prompt, **where)
     links = classifier.mapping.links(len(classifier.source.labels))
+    if not (links.index >= 0).any():
+        return classifier.source, None, [], [], classifier.mapping.why_no_links
     pairs = zip(links.index.tolist(), links.weight.tolist(), strict=True)
     weights = [dict(zip(index, weight, strict=True)) for index, weight in pairs]
-    return classifier.source, weights, [], []
+    return classifier.source, weights, [], [], None
 
 
-def _of_config(path: str) -> tuple[Any, None, Sequence, Sequence]:
+def _of_config(path: str) -> tuple[Any, None, Sequence, Sequence, None]:
     from ..build import source_from_config, text_bank, text_label_space
     from ..config.parse import parse
     from ..data.task import load_task
@@ -87,9 +92,9 @@ def _of_config(path: str) -> tuple[Any, None, Sequence, Sequence]:
     names = load_task(config.data, seed=config.seed).class_names
     source = source_from_config(config.source, lambda: text_label_space(config.mapping, names, config.seed))
     if not config.mapping.texts or not source.labels.is_text:
-        return source, None, [], []
+        return source, None, [], [], None
     bank = text_bank(config.mapping, text_class_names(names, config.mapping.class_names), config.seed)
-    return source, None, bank.dropped, bank.surplus
+    return source, None, bank.dropped, bank.surplus, None
 
 
 def _alike(source: Any, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -133,6 +138,8 @@ def as_text(found: dict[str, Any]) -> str:
             for row in rows
         ]
         parts.append(tabulate(table, headers="keys", disable_numparse=True, missingval="-"))
+    if found["no weights"]:
+        parts.append(f"weights: none, {found['no weights']}")
     if found["left out"]:
         lines = [
             f"  {text['class_name']}: {textwrap.shorten(text['text'], 70, placeholder=' ...')!r} ({text['why']})"

@@ -47,6 +47,7 @@ class LabelMapping(nn.Module, ABC):
         takes: "logits" or "features": what ``forward`` is given.
         views: Views of an image whose outputs ``forward`` is given apart, (B, views, S) where above 1.
         running: Whether the training steps gather the statistic, after a first pass.
+        why_no_links: What people read where ``links`` names no source label.
         settings: The keyword arguments that build this mapping again, ready for JSON.
     """
 
@@ -54,6 +55,7 @@ class LabelMapping(nn.Module, ABC):
     takes = "logits"
     views = 1
     running = False
+    why_no_links = "the mapping gives no source label a weight of its own"
 
     def __init__(self, num_source: int, num_target: int, **settings):
         super().__init__()

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..registry import UserError, check_positive
-from .base import check_texts
+from .base import LabelMapping, Links, check_texts
 from .feature_statistics import FeatureSums
 from .text_pool import TextPoolConfig, TextPoolMapping, groups_of
 
@@ -71,6 +71,7 @@ class DgaMapping(TextPoolMapping):
     """
 
     kind = "dga"
+    why_no_links = "how much a text counts differs from image to image"
 
     def __init__(
         self,
@@ -161,6 +162,9 @@ class DgaMapping(TextPoolMapping):
 
     def matrix(self) -> None:
         return None
+
+    def links(self, k: int = 1) -> Links:
+        return LabelMapping.links(self, k)  # none: no text has one weight
 
 
 class PlainFeatureSums(FeatureSums):

@@ -44,7 +44,10 @@ class TextCountsMapping(Refreshed, LabelMapping):
         refresh: Epochs between two refreshes, or "never".
         statistics: exact or running.
 
-    Source: DVP (arXiv 2506.01000), its reweighting matrix; k 3, no smoothing.
+    Source: DVP (arXiv 2506.01000), its reweighting matrix; k 3, no smoothing. The paper renews it at an epoch's end
+    from the epoch's steps and tests with it, and its first epoch only counts. Here running counts of an epoch are used
+    from the next one on: validation and test use the weights of the epoch's training, the counts of the last epoch are
+    not used, and the first epoch trains, after a counting pass.
     """
 
     kind = "text_counts"

@@ -60,6 +60,7 @@ class TextPoolMapping(LabelMapping):
     """
 
     kind = "text_pool"
+    why_no_links = "the texts that count are chosen for each image"
 
     def __init__(
         self,
@@ -121,7 +122,9 @@ class TextPoolMapping(LabelMapping):
         return matrix.scatter_(1, index % (self.num_source + 1), weights)[:, :-1].T  # -1 is the last column
 
     def links(self, k: int = 1) -> Links:
-        """Texts of the class with their weight in the mean, whichever way they are pooled."""
+        """Texts of the class with their weight in the mean; none where they are chosen for each image."""
+        if self.pool != "mean":
+            return super().links(k)
         index, weights = (values.cpu() for values in self._own())
         weight, place = weights.topk(min(k, index.shape[1]), dim=1)
         return Links(index.gather(1, place).where(weight != 0, -1), weight)

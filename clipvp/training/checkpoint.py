@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from ..files import Damaged, load_state, save_state
+from ..labels.space import LabelSpace
+
+
+def texts_hash(labels: LabelSpace) -> str:
+    """Return a hash of a CLIP's texts with their classes and groups; the same for all closed label sets."""
+    return hashlib.sha256(json.dumps(labels.to_dict()).encode()).hexdigest()[:16]
 
 
 class Checkpoints:

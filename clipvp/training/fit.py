@@ -32,7 +32,7 @@ from ..results.folder import CHECKPOINTS, PROMPT, PROMPT_AVERAGE, RESULTS, RunFo
 from ..results.record import build_results, epoch_line, saved_results
 from ..results.tables import EPOCH_COLUMNS, SCORE_COLUMNS, percent, scores_table
 from ..scoring.scores import EvalResult
-from .checkpoint import Checkpoints
+from .checkpoint import Checkpoints, texts_hash
 from .cores import where_to_keep, with_cores
 from .gradients import check_gradient
 from .interrupt import Interrupted, StopRequest
@@ -172,7 +172,8 @@ def _fit(
     checkpoints = Checkpoints(run.path / CHECKPOINTS, config.train.keep)
     with fail_together(accelerator):
         run.tidy()
-        found = _find(checkpoints, config, task.split_hash, progress) if run.writes else None
+        hashes = {"split_hash": task.split_hash, "texts_hash": texts_hash(classifier.source.labels)}
+        found = _find(checkpoints, config, hashes, progress) if run.writes else None
     # The other processes get it from the main one: they may not see its disk.
     [found] = broadcast_object_list([found])
     with fail_together(accelerator):
@@ -201,7 +202,7 @@ def _fit(
             values = {
                 "state": vars(trainer.state),
                 "config": to_dict(config),
-                "split_hash": task.split_hash,
+                **hashes,
             }
             step = trainer.state.epoch * trainer.steps + trainer.state.step
             with fail_together(accelerator):
@@ -373,12 +374,12 @@ def _check_launch(accelerator: Accelerator) -> None:
 
 
 def _find(
-    checkpoints: Checkpoints, config: RunConfig, split_hash: str, progress: Progress
+    checkpoints: Checkpoints, config: RunConfig, hashes: dict[str, str], progress: Progress
 ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Return the tensors and the state from which a run goes on, or None if it starts.
 
     Raises:
-        UserError: The checkpoint was made with another config or other images, or all of them are damaged.
+        UserError: The checkpoint was made with another config, other images or other texts, or all of them are damaged.
     """
     if config.resume != "auto":
         return None
@@ -399,8 +400,9 @@ def _find(
         raise UserError(
             f"--resume auto: {path.parent.parent} was started with another config: {'; '.join(differ)}"
         )
-    if values["split_hash"] != split_hash:
-        raise UserError(f"--resume auto: {path.parent.parent} was started with other images or splits")
+    for key, what in (("split_hash", "images or splits"), ("texts_hash", "texts of the classes")):
+        if values.get(key, hashes[key]) != hashes[key]:  # an earlier version's has no hash of texts
+            raise UserError(f"--resume auto: {path.parent.parent} was started with other {what}")
     state = values["state"]
     progress.line(f"going on from {path}, epoch {state['epoch'] + 1}, step {state['step']}")
     return tensors, state

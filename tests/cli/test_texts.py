@@ -68,6 +68,38 @@ def test_the_weights_of_a_prompt(config, tiny_task, tiny_model, tmp_path, capsys
     assert sum(row["weight"] for row in found["classes"][0]["all"]) == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    "mapping, said",
+    [
+        ({"kind": "text_pool", "pool": "mean"}, None),
+        ({"kind": "text_pool", "pool": "max"}, "the texts that count are chosen for each image"),
+        (
+            {"kind": "text_pool", "pool": "top_k_mean", "top_k": 2},
+            "the texts that count are chosen for each image",
+        ),
+        ({"kind": "dga", "levels": 1, "crops": 1}, "how much a text counts differs from image to image"),
+    ],
+    ids=["mean", "max", "top_k_mean", "dga"],
+)
+def test_weights_that_depend_on_the_image_are_not_shown(
+    mapping, said, config, tiny_task, tiny_model, tmp_path, capsys
+):
+    views = {"kind": "dga", "levels": 1, "crops": 1, "crop_step": 4} if mapping["kind"] == "dga" else {}
+    run = config(
+        mapping={**mapping, "templates": ["a {}.", "the {}.", "{}"]}, prompt=views, train={"epochs": 1}
+    )
+    run.source.name, run.source.canvas = tiny_model("open_clip_vit"), None
+    classifier, _ = trained(run, tiny_task)
+    found, text = printed(capsys, str(tmp_path / "run" / "prompt"))
+    assert found["no weights"] == said and ("most weight" in text) == (said is None)
+    assert said is None or text.count(f"weights: none, {said}") == 1
+    name = classifier.source.labels.class_names[0]
+    [row] = printed(capsys, str(tmp_path / "run" / "prompt"), "--class", name)[0]["classes"]
+    assert [text.get("weight") for text in row["all"]] == [
+        pytest.approx(1 / 3, abs=1e-5) if said is None else None
+    ] * 3
+
+
 def test_wrong_names_are_one_line(written, tiny_timm, tmp_path, capsys):
     values = yaml.safe_load((tmp_path / "run.yaml").read_text()) | {
         "source": {"name": tiny_timm, "canvas": 32},

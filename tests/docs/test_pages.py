@@ -59,6 +59,20 @@ def test_every_method_has_a_page():
     assert {name for name in methods if f"`{name}`" not in index} == set()
 
 
+def test_commands_with_descriptions_have_no_templates_beside_them():
+    """The quick start's 81 templates would be one more group, or most of a class's texts."""
+    from clipvp.config.parse import parse
+
+    found = []
+    for page in PAGES:
+        for _, language, text in BLOCK.findall(page.read_text(encoding="utf-8")):
+            for line in text.replace("\\\n", " ").splitlines() if language == "bash" else []:
+                if line.startswith("clipvp train") and "mapping.texts" in line:
+                    config, _ = parse("", arguments=shlex.split(line, comments=True)[2:])
+                    found.append((page.name, config.mapping.templates))
+    assert len(found) > 4 and not [name for name, templates in found if templates is not None]
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder in which the commands of a page find the data that they name, and ``clipvp`` and ``python``."""

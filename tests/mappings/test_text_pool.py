@@ -42,9 +42,11 @@ def test_pools_are_their_formulas(problem, pool):
     torch.testing.assert_close(mapping(logits), expected, atol=1e-4, rtol=1e-4)
     if pool[0] == "mean":
         torch.testing.assert_close(logits @ mapping.matrix(), expected, atol=1e-4, rtol=1e-4)
-    index = mapping.links(99).index
+    links = mapping.links(99)
     for t in range(num_target):
-        assert sorted(i for i in index[t].tolist() if i >= 0) == [s for s, c in enumerate(class_of) if c == t]
+        own = [s for s, c in enumerate(class_of) if c == t] if pool[0] == "mean" else []  # else by image
+        assert sorted(i for i in links.index[t].tolist() if i >= 0) == own
+        assert float(links.weight[t].sum()) == pytest.approx(1.0 if own else 0.0)
 
 
 def test_the_gradient_reaches_the_texts_that_were_chosen_alone():

@@ -179,6 +179,8 @@ def test_a_run_is_saved_loaded_and_goes_on_after_a_kill(config, tiny_task, tiny_
     assert parents == class_tree(statistic.class_means().numpy(), 1) and max(parents[1]) == 1
     assert all(parameter.abs().sum() > 0 for parameter in classifier.prompt.parameters())
     assert result.results["encodes_per_image"] == 5
+    card = (tmp_path / "run" / "prompt" / "README.md").read_text()
+    assert "Each image is encoded 5 times, once for each of its prompted views." in card
     loaded = PromptedClassifier.from_pretrained(tmp_path / "run" / "prompt")
     images = torch.rand(3, 3, 16, 16)
     with torch.no_grad():

@@ -96,28 +96,45 @@ def test_new_classes_get_their_texts_and_the_prompts_of_their_clusters(view_by, 
     assert new.prompt.settings["view_of"] == new.prompt.view_of.tolist()
 
 
-@pytest.mark.parametrize(
-    "mapping, counts",
-    [
-        ({"kind": "text_pool", "pool": "top_k_mean"}, False),
-        ({"kind": "text_mixing"}, False),
-        ({"kind": "dga", "levels": 1, "crops": 1}, True),
-        ({"kind": "prototypes"}, False),
-        ({"kind": "tip_adapter"}, True),
-        ({"kind": "lp_plus_plus"}, True),
-    ],
-    ids=lambda value: value["kind"] if isinstance(value, dict) else "",
-)
-def test_methods_of_clip_go_from_base_to_new(mapping, counts, tiny_model, folder, tmp_path):
-    dga = mapping["kind"] == "dga"
-    prompt = {"kind": "dga", "levels": 1, "crops": 1, "crop_step": 4} if dga else {"kind": "padding"}
-    prompt = {"kind": "none"} if mapping["kind"] in ("prototypes", "tip_adapter", "lp_plus_plus") else prompt
+DGA = {"levels": 1, "crops": 1}
+NO_PROMPT = {"kind": "none", "image_size": None}
+# Prompt, mapping, and whether the new classes' images are counted.
+METHODS = {
+    "attr_vr": ({}, {"kind": "text_pool", "pool": "top_k_mean"}, False),
+    "rvp": ({}, {"kind": "text_mixing"}, False),
+    "dga": ({"kind": "dga", "crop_step": 4, **DGA}, {"kind": "dga", **DGA}, True),
+    "dvp_cls": ({"views": 2}, {"kind": "text_counts", "statistics": "running"}, True),
+    "dvp_cse": (
+        {"views": 2, "view_by": "groups"},
+        {"kind": "text_counts", "statistics": "running", "texts": {"shape": "a", "colour": "b"}},
+        True,
+    ),
+    "ilm": ({}, {"kind": "frequency"}, True),
+    "waffle": (NO_PROMPT, {"kind": "text_pool", "texts": "waffle"}, False),
+    "prototypes": (NO_PROMPT, {"kind": "prototypes"}, False),
+    "tip_adapter": (NO_PROMPT, {"kind": "tip_adapter"}, True),
+    "lp_plus_plus": (NO_PROMPT, {"kind": "lp_plus_plus"}, True),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_of_clip_go_from_base_to_new(method, tiny_model, folder, tmp_path):
+    prompt, mapping, counts = METHODS[method]
+    texts = mapping.get("texts")
+    if isinstance(texts, dict):
+        texts = {group: str(tmp_path / f"{name}.json") for group, name in texts.items()}
+        for group, path in texts.items():
+            own = {
+                f"class{i}": [f"its {group} is {word} {i}." for word in ("this", "that")] for i in range(5)
+            }
+            Path(path).write_text(json.dumps(own))
+    bank = {"texts": texts} if texts else {"templates": ["a {}.", "the {}.", "{}"]}
     config = small_config(
         tiny_model("open_clip_vit"),
         tmp_path / "run",
         data={"name": folder, "shots": 4},
-        mapping={**mapping, "templates": ["a {}.", "the {}.", "{}"]},
-        prompt={"image_size": 16, **prompt} if prompt["kind"] != "none" else {"image_size": None, **prompt},
+        mapping={**mapping, **bank},
+        prompt={"kind": "padding", "image_size": 16, **prompt},
         train={"epochs": 1},
     )
     found = fit_base_to_new(config)

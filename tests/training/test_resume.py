@@ -1,5 +1,6 @@
 """A run that was stopped, between any two steps, and goes on is the run that was never stopped."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import left_by, trained, write_image_folder
 
 from clipvp import UserError
@@ -158,6 +160,72 @@ def test_another_config_or_other_images_are_refused_and_nothing_is_lost(config, 
     with pytest.raises(UserError, match="other images or splits"):
         trained(config(resume="auto"), tiny_task)
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_other_texts_are_refused_and_the_same_ones_go_on(
+    config, tiny_task, tiny_model, tmp_path, monkeypatch
+):
+    file = tmp_path / "texts.json"
+
+    def describe(word: str) -> None:
+        names = tiny_task.class_names
+        file.write_text(
+            json.dumps({name: [f"it is {i}.", f"it is {word} {i}."] for i, name in enumerate(names)})
+        )
+
+    def run(output="run", **more):
+        made = config(
+            mapping={"kind": "text_pool", "texts": str(file)}, output=str(tmp_path / output), **more
+        )
+        made.source.name, made.source.canvas = tiny_model("open_clip_vit"), None
+        return made
+
+    describe("this")
+    trained(run("whole"), tiny_task)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 6)
+        with pytest.raises(Interrupted):
+            trained(run(), tiny_task)
+    describe("that")
+    with pytest.raises(UserError, match="run was started with other texts of the classes$"):
+        trained(run(resume="auto"), tiny_task)
+    describe("this")
+    trained(run(resume="auto"), tiny_task)
+    assert left_by(tmp_path / "run") == left_by(tmp_path / "whole")
+
+
+def test_several_prompts_and_counted_texts_are_resumed(config, tiny_task, tiny_model, tmp_path, monkeypatch):
+    files = {group: tmp_path / f"{group}.json" for group in ("shape", "colour")}
+    for group, file in files.items():
+        own = {
+            name: [f"its {group} is {word} {i}." for word in ("this", "that", "bright")]
+            for i, name in enumerate(tiny_task.class_names)
+        }
+        file.write_text(json.dumps(own))
+
+    def run(output, **more):
+        texts = {group: str(file) for group, file in files.items()}
+        made = config(
+            prompt={"views": 2},
+            mapping={"kind": "text_counts", "statistics": "running", "texts": texts, "top_k": 2},
+            optim={"lr": 1.0},
+            output=str(tmp_path / output),
+            **more,
+        )
+        made.source.name, made.source.canvas = tiny_model("open_clip_vit"), None
+        return made
+
+    classifier, _ = trained(run("whole"), tiny_task)
+    deltas = [part.delta for part in classifier.prompt.parts()]
+    assert len(deltas) == 2 and not torch.equal(*deltas)
+    for step in (2, 7):
+        output = f"stopped-{step}"
+        with monkeypatch.context() as patch:
+            stop_after(patch, step)
+            with pytest.raises(Interrupted):
+                trained(run(output), tiny_task)
+        trained(run(output, resume="auto"), tiny_task)
+        assert left_by(tmp_path / output) == left_by(tmp_path / "whole")
 
 
 def test_what_changes_no_result_may_differ(config, tiny_task, tmp_path, monkeypatch):
