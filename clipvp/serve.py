@@ -165,6 +165,8 @@ def application(classifying: Classifying) -> Starlette:
             return JSONResponse({"error": str(refused)}, status_code=refused.status)
         except ClientDisconnect:  # nobody reads the answer
             return JSONResponse({"error": "the client has gone"}, status_code=400)
+        except UserError as error:  # such as a source behind an address that is down
+            return JSONResponse({"error": str(error)}, status_code=500)
 
     return Starlette(
         routes=[

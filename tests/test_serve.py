@@ -155,6 +155,22 @@ def test_the_source_of_a_service_is_its_classifier(classifier, tmp_path):
         torch.testing.assert_close(source(pixels).softmax(1), expected, rtol=1e-4, atol=1e-6)
 
 
+def test_a_prompt_on_a_service_is_served_too(classifier, tmp_path):
+    """Requests are answered in other threads than the one that loaded the source, and its errors are one line."""
+    images = [encoded(np.array(photo(32, 32, seed))) for seed in range(3)]
+    with running(classifier) as inner:
+        source = load_source(inner, answers=str(tmp_path), retries=0)
+        outer = PromptedClassifier(NoPrompt(source.canvas), source, RandomMapping(20, 20), NAMES).eval()
+        with running(outer) as url:
+            for _ in range(2):
+                status, answer = ask(f"{url}/classify", {"images": images[:2]})
+                assert status == 200 and np.shape(answer["probabilities"]) == (2, 20)
+            source.network.answer.service.url = "http://127.0.0.1:1"  # it is down
+            status, answer = ask(f"{url}/classify", {"images": images})
+            assert status == 500 and "did not answer in 1 try" in answer["error"]
+            assert ask(f"{url}/classify", {"images": images[:2]})[0] == 200
+
+
 def test_an_address_that_is_taken_is_refused(classifier, tmp_path, capsys):
     loaded = []
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sqlite3
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ def image_key(image: np.ndarray) -> bytes:
 
 
 class AnswerStore:
-    """Rows of numbers by key, in an SQLite file that several processes may use.
+    """Rows of numbers by key, in an SQLite file that several processes and threads may use.
 
     What ``put`` took is on the disk when it returns, all of it or nothing.
 
@@ -30,7 +32,9 @@ class AnswerStore:
 
     def __init__(self, path: Path):
         self.path = path
-        self._open: tuple[int, sqlite3.Connection] | None = None  # of this process: a fork opens its own
+        self._open = (
+            threading.local()
+        )  # a connection belongs to one thread of one process: a fork opens its own
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, np.ndarray]:
         """Return the rows, float32, of those keys that are known."""
@@ -48,12 +52,21 @@ class AnswerStore:
         with _named(self.path), self._connection() as connection:  # one transaction
             connection.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", values)
 
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait until no other process or thread has its turn, and take it; it ends with the process, too."""
+        with contextlib.ExitStack() as held:
+            with _named(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(FileLock(f"{self.path}.turn.lock"))
+            yield
+
     def __len__(self) -> int:
         with _named(self.path):
             return self._connection().execute("SELECT count(*) FROM answers").fetchone()[0]
 
     def _connection(self) -> sqlite3.Connection:
-        if self._open is None or self._open[0] != os.getpid():
+        if getattr(self._open, "process", None) != os.getpid():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # Two processes that make the file at once would both switch its mode, for which none of them waits.
             with FileLock(f"{self.path}.lock"):
@@ -64,11 +77,11 @@ class AnswerStore:
                     connection.execute(
                         "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, row BLOB) WITHOUT ROWID"
                     )
-            self._open = os.getpid(), connection
-        return self._open[1]
+            self._open.connection, self._open.process = connection, os.getpid()
+        return self._open.connection
 
-    def __getstate__(self) -> dict:
-        return {"path": self.path, "_open": None}
+    def __reduce__(self) -> tuple:
+        return AnswerStore, (self.path,)
 
 
 class _named:

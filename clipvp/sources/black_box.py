@@ -16,7 +16,7 @@ from ..sharing import put_together
 from .base import PixelsInParts, Preprocessing, Source
 
 SMALLEST = 1e-12  # of a probability, whose logarithm is the logit
-_TOLERANCE = 1e-3  # of a sum of probabilities
+TOLERANCE = 1e-3  # of a sum of probabilities
 
 
 class _Answers(nn.Module):
@@ -69,11 +69,11 @@ class BlackBoxSource(Source):
         )
 
 
-def are_probabilities(rows: np.ndarray) -> bool:
-    """Return whether each row (B, S) is finite, not negative, and sums to 1."""
+def are_probabilities(rows: np.ndarray, tolerance: float = TOLERANCE) -> bool:
+    """Return whether each row (B, S) is finite, not negative, and sums to 1 within the tolerance."""
     if not np.isfinite(rows).all():
         return False
-    return bool((rows >= 0).all() and (abs(rows.sum(1, dtype=np.float64) - 1) <= _TOLERANCE).all())
+    return bool((rows >= 0).all() and (abs(rows.sum(1, dtype=np.float64) - 1) <= tolerance).all())
 
 
 def logits_of(probabilities: np.ndarray) -> np.ndarray:

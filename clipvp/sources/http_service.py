@@ -28,9 +28,9 @@ class HttpConfig(SourceConfig):
 
     Args:
         label_names: The labels that the service is known to have, a list or a file; it is refused if it has others.
-        timeout: Seconds to wait for an answer.
+        timeout: Seconds to wait for a connection, and for the whole answer after a request.
         retries: Further tries after one that fails, each after twice the time.
-        per_request: Most images in one request.
+        per_request: Most images in one request; fewer if the service says so.
         per_second: Most images a second that a process sends; no limit when empty.
         token_variable: Environment variable with a token, sent as Authorization: Bearer.
         answers: Folder of kept answers; answers in the user's cache folder when empty.
@@ -78,9 +78,14 @@ class _Asked:
         known = self.store.get(keys)
         missing = {key: image for key, image in zip(keys, images, strict=True) if key not in known}
         if missing:
-            rows = self.service.probabilities(list(missing.values()))
-            self.store.put(dict(zip(missing, rows, strict=True)))
-            known |= self.store.get(list(missing))
+            # Clients with one store take turns, so that none sends what another is waiting for.
+            with self.store.turn():
+                known |= self.store.get(list(missing))
+                missing = {key: image for key, image in missing.items() if key not in known}
+                if missing:
+                    rows = self.service.probabilities(list(missing.values()))
+                    self.store.put(dict(zip(missing, rows, strict=True)))
+                    known |= self.store.get(list(missing))
         return np.stack([known[key] for key in keys])
 
 
@@ -132,7 +137,8 @@ def load_http(
     known = hashlib.sha256(json.dumps([service.model, service.labels]).encode()).hexdigest()[:16]
     place = hashlib.sha256(f"{service.url}\n{known}".encode()).hexdigest()[:24]
     folder = Path(answers).expanduser() if answers else cache_root() / "answers"
-    asked = _Asked(service, AnswerStore(folder / f"{place}.sqlite"), per_request)
+    most = min(per_request, service.most_images or per_request)
+    asked = _Asked(service, AnswerStore(folder / f"{place}.sqlite"), most)
     return BlackBoxSource(
         asked, labels, preprocessing, known, name=name, revision=revision, precision=precision
     )

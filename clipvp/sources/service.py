@@ -13,16 +13,19 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import numpy as np
 from PIL import Image
 
 from ..registry import UserError
-from .black_box import are_probabilities
+from .black_box import TOLERANCE, are_probabilities
+from .connection import REDIRECTS, opener
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds between two tries: twice as long each time
 LARGEST_ANSWER = 1 << 28  # bytes
+# A service may round each probability to four digits; their sum then differs from 1 by half a digit for each label.
+ROUNDING, MOST_ROUNDING = 5e-5, 0.1
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -31,7 +34,7 @@ class Limits:
     """How a client asks.
 
     Args:
-        timeout: Seconds to wait for an answer.
+        timeout: Seconds to wait for a connection, and for the whole answer after a request.
         retries: Further tries after a failed one.
         per_second: Most images a second; no limit when None.
         token: Sent as ``Authorization: Bearer``; none when None.
@@ -63,6 +66,7 @@ class Service:
         size: (h, w) of the images that it wants.
         resize: How images are brought to that size, as ``Resize.to_dict`` has it; empty if it does not say.
         model: What it calls its model; empty if it does not say.
+        most_images: The most that it takes in a request; None if it does not say.
         sent: Images sent so far.
 
     Raises:
@@ -82,11 +86,13 @@ class Service:
             raise UserError("source.name: an address holds no password; put it into source.token_variable")
         # A proxy of this machine does not know the machine's own addresses.
         own = [urllib.request.ProxyHandler({})] if parts.hostname in _LOOPBACK else []
-        self._opener = urllib.request.build_opener(*own)
+        self._opener = opener(*own)
         info = self._ask("info", None)
         self.labels, self.size = _labels(self.url, info), _size(self.url, info)
         self.resize = info.get("resize") or {}
         self.model = str(info.get("model") or "")
+        self.most_images = _most_images(self.url, info)
+        self._answered = self.model  # the model that has answered so far
 
     def probabilities(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Return a row of probabilities (B, S) float32 for each image, uint8 (h, w, 3), in one request.
@@ -101,8 +107,7 @@ class Service:
 
     def _check(self, answer: dict[str, Any], count: int) -> np.ndarray:
         rows, where = answer.get("probabilities"), f"the service {self.url}"
-        if str(answer.get("model") or self.model) != self.model:
-            raise UserError(f"{where} changed its model: it was {self.model!r}, and is {answer['model']!r}")
+        self._check_model(answer)
         if not isinstance(rows, list) or len(rows) != count or not all(isinstance(row, list) for row in rows):
             raise UserError(
                 f"{where} was sent {count} images and did not answer with {count} rows of probabilities"
@@ -116,23 +121,51 @@ class Service:
             found = np.array(rows, np.float64)
         except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{where} answers with probabilities that are no numbers: {error}") from error
-        if not are_probabilities(found):
-            sums = found.sum(1)
-            odd = found[~np.isfinite(sums) | (found < 0).any(1) | (abs(sums - 1) > 1e-3)][0]
+        sums, allowed = found.sum(1), TOLERANCE + min(MOST_ROUNDING, ROUNDING * len(self.labels))
+        if not are_probabilities(found, allowed):
+            odd = found[~np.isfinite(sums) | (found < 0).any(1) | (abs(sums - 1) > allowed)][0]
             shown = (
                 "NaN or infinity"
                 if not np.isfinite(odd).all()
                 else f"{odd.min():g} to {odd.max():g}, sum {odd.sum():g}"
             )
             raise UserError(f"{where} answers with numbers that are no probabilities: {shown}")
-        return found.astype(np.float32)
+        return (found / sums[:, None]).astype(np.float32)
+
+    def _check_model(self, said: dict[str, Any]) -> None:
+        """Refuse another model than the one so far. One that is named in the answers alone is known from the first."""
+        found = str(said.get("model") or self._answered)
+        if self._answered and found != self._answered:
+            raise UserError(
+                f"the service {self.url} changed its model: it was {self._answered!r}, and is {found!r}"
+            )
+        self._answered = found
+
+    def _check_restarted(self) -> None:
+        """Refuse a service that came back with another model, other labels or another size."""
+        info, where = self._try("info", None), f"the service {self.url}"
+        labels, size = _labels(self.url, info), _size(self.url, info)
+        if len(labels) != len(self.labels):
+            raise UserError(
+                f"{where} changed its labels: there were {len(self.labels)}, and are {len(labels)}"
+            )
+        for place, (was, now) in enumerate(zip(self.labels, labels, strict=True)):
+            if was != now:
+                raise UserError(
+                    f"{where} changed its labels: the one at place {place} was {was!r}, and is {now!r}"
+                )
+        if size != self.size:
+            raise UserError(f"{where} changed its size: it was {self.size}, and is {size}")
+        self._check_model(info)
 
     def _ask(self, path: str, body: dict[str, Any] | None, images: int = 0) -> dict[str, Any]:
         """Return the service's JSON object, after as many tries as allowed; ``images`` are in the body."""
         wait = FIRST_WAIT
         for left in range(self.limits.retries, -1, -1):
-            self._keep_to_rate(images)
             try:
+                if images and left < self.limits.retries:
+                    self._check_restarted()
+                self._keep_to_rate(images)
                 return self._try(path, body)
             except _Retry as failed:
                 if not left:
@@ -167,6 +200,12 @@ class Service:
             with self._opener.open(request, timeout=self.limits.timeout) as response:
                 text = response.read(LARGEST_ANSWER + 1)
         except urllib.error.HTTPError as error:
+            if error.code in REDIRECTS:
+                new = urljoin(request.full_url, error.headers.get("Location") or "")
+                raise UserError(
+                    f"the service {self.url} redirects {path} to {new!r}, which is not followed; if you trust that "
+                    "address, give it as source.name"
+                ) from error
             reason = f"{path} gave {error.code} {_said(error)}".strip()
             if error.code in (408, 425, 429) or error.code >= 500:
                 raise _Retry(reason, _after(error)) from error
@@ -219,6 +258,15 @@ def _labels(url: str, info: dict[str, Any]) -> list[str]:
     if not good or len(set(labels)) != len(labels):
         raise UserError(f"the service {url} gives no list of distinct labels at {url}/info")
     return labels
+
+
+def _most_images(url: str, info: dict[str, Any]) -> int | None:
+    most = info.get("most_images")
+    if most is not None and not (type(most) is int and most > 0):
+        raise UserError(
+            f"the service {url} gives most_images {str(most)[:60]!r} at {url}/info, not a number from 1 on"
+        )
+    return most
 
 
 def _size(url: str, info: dict[str, Any]) -> tuple[int, int]:

@@ -1,9 +1,12 @@
 """Sources behind HTTP: answers are kept, tries are repeated, and a service that lies is found."""
 
 import base64
+import contextlib
 import io
 import json
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -34,6 +37,9 @@ class Scripted:
     def __init__(self):
         self.info, self.images, self.headers, self.failures = dict(INFO), [], [], []
         self.change = lambda answer: answer
+        self.restarts = {}  # what /info says differently after a failure
+        self.redirect = None  # the address of another service
+        self.drip = None  # an answer of two parts, of which the second one is sent byte by byte
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -45,14 +51,30 @@ class Scripted:
                 self.end_headers()
                 self.wfile.write(text)
 
+            def _odd(self) -> bool:
+                if owner.redirect:
+                    self._send(302, {}, Location=owner.redirect + self.path)
+                elif owner.drip:
+                    self.wfile.write(owner.drip[0])
+                    with contextlib.suppress(OSError):  # the client has gone
+                        for byte in owner.drip[1]:
+                            time.sleep(0.05)
+                            self.wfile.write(bytes([byte]))
+                return bool(owner.redirect or owner.drip)
+
             def do_GET(self):
+                if self._odd():
+                    return
                 owner.headers.append(dict(self.headers))
                 self._send(200, owner.info) if self.path == "/info" else self._send(404, {"error": "no"})
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if self._odd():
+                    return
                 if owner.failures:
                     failure = owner.failures.pop(0)
+                    owner.info |= owner.restarts
                     if failure == "cut":
                         self.connection.close()
                     else:
@@ -130,6 +152,42 @@ def test_no_image_is_sent_twice(service, load, pixels):
     assert len(service.images) == 2 * sent
 
 
+def test_no_image_is_sent_twice_by_clients_that_ask_at_once(service, load, pixels):
+    sources = [load(), load()]
+    service.change = lambda answer: time.sleep(0.3) or answer  # both would ask before the first answer
+    with ThreadPoolExecutor(2) as threads:
+        one, two = threads.map(lambda source: source(pixels), sources)
+    assert torch.equal(one, two) and len(service.images) == len(set(service.images)) == 8
+
+
+def test_a_source_answers_in_any_thread(load, pixels):
+    source = load()
+    with ThreadPoolExecutor(1) as other:
+        found = other.submit(source, pixels).result()
+    assert torch.equal(source(pixels), found)
+
+
+def test_no_more_images_are_sent_than_the_service_takes(service, load, pixels):
+    sizes, service.info["most_images"] = [], 4
+    service.change = lambda answer: sizes.append(len(answer["probabilities"])) or answer
+    load(per_request=10)(pixels)
+    assert sizes == [1, 4, 3]
+
+
+def test_rounded_probabilities_of_many_labels_are_taken(service, load, pixels):
+    service.info["labels"] = [f"label {place}" for place in range(1000)]
+    exact = torch.linspace(-1, 1, 1000).mul(4).softmax(0)
+    shown = [round(value, 4) for value in exact.tolist()]
+    assert abs(sum(shown) - 1) > 1e-3
+    service.change = rows(*shown)
+    found = load()(pixels).exp()
+    torch.testing.assert_close(found.sum(1), torch.ones(7))
+    torch.testing.assert_close(found[0], torch.tensor(shown) / sum(shown))
+    service.change = rows(*[0.9 * value for value in exact.tolist()])
+    with pytest.raises(UserError, match="no probabilities: .*, sum 0.9"):
+        load()((pixels + 0.5) / 2)
+
+
 def test_a_resumed_request_is_cut_as_the_first_was(service, load, pixels):
     load(per_request=3)(pixels[:3])
     del service.images[:]
@@ -182,6 +240,62 @@ def test_a_slow_service_is_named(service, load, pixels):
     with pytest.raises(UserError, match="did not answer in 1 try: no answer within 0.2 s"):
         source(pixels)
     wait.set()
+
+
+@pytest.mark.parametrize(
+    "at_once, slowly", [(b"HTTP/1.0 200 OK", b"    " * 30), (b"HTTP/1.0 200 OK\r\n\r\n{", b" " * 120)]
+)
+def test_an_answer_that_comes_byte_by_byte_is_too_slow(at_once, slowly, service, load, pixels):
+    source = load(retries=0, timeout=0.3)
+    service.drip = at_once, slowly
+    with pytest.raises(UserError, match="did not answer in 1 try: no answer within 0.3 s"):
+        source(pixels)
+
+
+def test_a_redirect_is_refused_and_named_and_gets_no_token(service, load, pixels, monkeypatch):
+    other = Scripted()
+    monkeypatch.setenv("MY_TOKEN", "secret")
+    try:
+        source, service.redirect = load(token_variable="MY_TOKEN"), other.url
+        with pytest.raises(
+            UserError, match=f"redirects classify to '{other.url}/classify', which is not followed"
+        ):
+            source(pixels)
+        with pytest.raises(UserError, match=f"redirects info to '{other.url}/info', which is not followed"):
+            load(token_variable="MY_TOKEN")
+        assert not other.headers and not other.images
+    finally:
+        other.close()
+
+
+@pytest.mark.parametrize(
+    "restarts, message",
+    [
+        (
+            {"labels": ["green", "red", "blue"]},
+            "changed its labels: the one at place 0 was 'red', and is 'green'",
+        ),
+        ({"labels": ["red", "green"]}, "changed its labels: there were 3, and are 2"),
+        ({"size": [5, 4]}, "changed its size"),
+    ],
+)
+def test_a_service_that_comes_back_as_another_is_refused(restarts, message, service, load, pixels, slept):
+    del service.info["model"]
+    source, sent = load(), len(service.images)
+    service.failures, service.restarts = ["cut"], restarts
+    with pytest.warns(UserWarning, match="trying again"), pytest.raises(UserError, match=message):
+        source(pixels)
+    assert len(service.images) == sent
+
+
+def test_a_model_that_only_the_answers_name_is_allowed_and_may_not_change(service, load, pixels):
+    del service.info["model"]
+    service.change = lambda answer: {**answer, "model": "m1"}
+    source = load()
+    source(pixels[:3])
+    service.change = lambda answer: {**answer, "model": "m2"}
+    with pytest.raises(UserError, match="changed its model: it was 'm1', and is 'm2'"):
+        source(pixels)
 
 
 def test_images_a_second_are_limited(service, load, pixels, slept):
@@ -248,6 +362,7 @@ def test_answers_that_make_no_sense_are_refused(change, message, service, load):
         ({"labels": ["a", "a"]}, "no list of distinct labels"),
         ({"labels": []}, "no list of distinct labels"),
         ({"labels": None}, "no list of distinct labels"),
+        ({"most_images": 0}, "gives most_images '0'"),
         ({"size": 4}, "no size .height, width."),
         ({"resize": {"size": [4, 4], "rule": "melt"}}, "gives a resize that makes no sense"),
     ],
