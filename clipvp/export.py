@@ -66,6 +66,10 @@ def export_onnx(classifier: PromptedClassifier, path: str | Path, logits: bool =
     path = Path(path)
     if path.suffix.lower() != ".onnx":
         raise UserError(f"{str(path)!r} does not end in .onnx")
+    if not classifier.source.gives_gradient:
+        raise UserError(
+            f"source {classifier.source.name!r} is not computed by torch, so a prompt on it cannot be exported"
+        )
     if classifier.share_border:
         raise ValueError("make the classifier with share_border=False: a graph holds whole maps")
     if classifier.source.precision != "fp32" or classifier.device.type != "cpu":

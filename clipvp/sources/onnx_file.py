@@ -141,20 +141,9 @@ def load_onnx(
     resize = _resize(session, name, canvas, saved)
     normalisation = _normalisation(session, name, mean, std)
     preprocessing = Preprocessing(resize, *normalisation)
-    noise = np.random.default_rng(0).random((2, 3, *resize.size), dtype=np.float32)
-    noise[0] = 0.5
-    shape = (1, 3, 1, 1)
-    first = session(
-        (noise - np.reshape(preprocessing.mean, shape).astype(np.float32))
-        / np.reshape(preprocessing.std, shape).astype(np.float32)
-    )
+    first = _first(session, preprocessing)
     answers_probabilities = are_probabilities(first)
-    names = label_names if label_names is not None else _metadata(session, "class_names")
-    count = first.shape[1]
-    if names is None:
-        labels = LabelSpace(tuple(f"label {place}" for place in range(count)))
-    else:
-        labels = label_space("source.label_names", names, count)
+    labels = _labels(session, label_names, first.shape[1])
 
     def answer(pixels: np.ndarray) -> np.ndarray:
         found = session(pixels)
@@ -164,6 +153,34 @@ def load_onnx(
     return BlackBoxSource(
         answer, labels, preprocessing, fingerprint, name=name, revision=revision, precision=precision
     )
+
+
+def _first(session: _Session, preprocessing: Preprocessing) -> np.ndarray:
+    """Return what the model says of a grey image and of noise."""
+    height, width = preprocessing.resize.size
+    shape = (1, 3, 1, 1)
+    try:
+        noise = np.random.default_rng(0).random((2, 3, height, width), dtype=np.float32)
+        noise[0] = 0.5
+        return session(
+            (noise - np.reshape(preprocessing.mean, shape).astype(np.float32))
+            / np.reshape(preprocessing.std, shape).astype(np.float32)
+        )
+    except MemoryError as error:
+        raise UserError(
+            f"source.canvas: images of {height}x{width} pixels for {session.name!r} do not fit into memory"
+        ) from error
+
+
+def _labels(session: _Session, given: str | Sequence[str] | None, count: int) -> LabelSpace:
+    if given is not None:
+        return label_space("source.label_names", given, count)
+    names, key = _metadata(session, "class_names"), f"source {session.name!r}: its metadata 'class_names'"
+    if names is None:
+        return LabelSpace(tuple(f"label {place}" for place in range(count)))
+    if not isinstance(names, list):
+        raise UserError(f"{key} is not a list of names")
+    return label_space(key, names, count)
 
 
 def _fingerprint(path: Path) -> str:

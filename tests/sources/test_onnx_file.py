@@ -165,6 +165,21 @@ def test_no_gradient_and_no_features(tiny_task, tmp_path):
         ({}, {"label_names": ["a", "b", "a", "c"]}, "name 2, 'a', is there twice"),
         ({}, {"mean": [0.5, 0.5], "std": [1]}, "mean has 2 values"),
         ({"metadata": {**METADATA, "class_names": "[ant"}}, {}, "metadata 'class_names' is not JSON"),
+        (
+            {"metadata": {**METADATA, "class_names": ["ant"]}},
+            {},
+            "^source 'onnx:.*model.onnx': its metadata 'class_names': 1 names for a model that scores 4 labels",
+        ),
+        (
+            {"metadata": {**METADATA, "class_names": '"names.txt"'}},
+            {},
+            "'class_names' is not a list of names",
+        ),
+        (
+            {"size": ("h", "w")},
+            {"canvas": 1_000_000},
+            "source.canvas: images of 1000000x1000000 pixels .* memory",
+        ),
         ({}, {"label_name": ["a"]}, "unknown value 'label_name'; did you mean 'label_names'"),
         ({}, {"revision": "main"}, "is a file, which has no revisions"),
     ],
@@ -191,6 +206,20 @@ def test_a_file_that_is_none_is_refused(tmp_path):
     with pytest.raises(UserError, match="cannot be read") as error:
         load_source(f"onnx:{tmp_path / 'text.onnx'}")
     assert "\n" not in str(error.value)
+
+
+def test_a_prompt_on_it_is_not_exported(tmp_path):
+    from clipvp.export import export_onnx
+    from clipvp.mappings.random import RandomMapping
+
+    source = load_source(write(tmp_path / "model.onnx"))
+    prompt = PROMPTS.get("none")(source.canvas)
+    classifier = PromptedClassifier(prompt, source, RandomMapping(4, 4), NAMES, share_border=False).eval()
+    with pytest.raises(
+        UserError, match="is not computed by torch, so a prompt on it cannot be exported"
+    ) as error:
+        export_onnx(classifier, tmp_path / "out.onnx")
+    assert "\n" not in str(error.value) and not (tmp_path / "out.onnx").exists()
 
 
 @pytest.mark.slow
