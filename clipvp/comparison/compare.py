@@ -14,18 +14,17 @@ from accelerate.utils import broadcast_object_list
 
 from ..config.schema import DataConfig, RunConfig
 from ..config.values import settings_of
-from ..data.task import Task, load_task
 from ..files import write_json, write_text
-from ..progress import duration
 from ..registry import UserError, check_positive
 from ..results import lock
 from ..results.compare import as_csv, as_latex, finished, markdown
 from ..results.folder import COMPARISON, PLOTS, PROMPT
 from .advice import next_things
-from .judge import Cells, Run, Verdict, check_split, judge
-from .measure import Cost, Estimate, check_fit, measure
+from .judge import Cells, Run, Verdict, judge
+from .measure import Cost
 from .pictures import save_comparison_pictures
-from .plan import Job, Plan, make_plan
+from .plan import Job, group_folder, make_plan
+from .prepare import Tasks, announce, check_images, estimate_costs
 from .rows import make_rows
 from .run import Outcome, in_order, run_jobs
 
@@ -135,7 +134,7 @@ def compare(
         methods=list(methods),
         tasks=list(tasks),
         sources=list(sources),
-        vary=vary or {},
+        vary={} if vary is None else vary,
         seeds=list(seeds),
         output=output,
     )
@@ -149,11 +148,12 @@ def compare(
     say = say or accelerator.print
     minutes = CHOSEN_BUDGET if budget is None and plan.chosen else budget
     ends = began + 60 * minutes if minutes else None
-    tasks_of = _Tasks()
-    kept, costs = _costs(plan, outcome, tasks_of, accelerator, say)
+    tasks_of = Tasks()
+    check_images(plan, outcome, tasks_of)
+    kept, costs = estimate_costs(plan, outcome, tasks_of, accelerator, say)
     jobs = [job for name in kept for job in plan.jobs[name]]
-    waiting = in_order([job for job in jobs if job.key not in outcome.results], costs)
-    _announce(waiting, jobs, costs, outcome, ends, minutes, say)
+    waiting = in_order([job for job in jobs if job.key in costs], costs)
+    announce(waiting, jobs, costs, outcome, ends, minutes, say)
     run_jobs(waiting, costs, outcome, accelerator, ends=ends, tasks=tasks_of, say=say)
     if outcome.failed and not outcome.results:
         raise UserError(f"every run failed, the first: {next(iter(outcome.failed.values()))}")
@@ -162,103 +162,6 @@ def compare(
         write_comparison(found, config)
     accelerator.wait_for_everyone()
     return found
-
-
-class _Tasks:
-    """Loads the tasks of jobs; the last one is kept, since jobs that follow each other often share it."""
-
-    def __init__(self):
-        self.key, self.task = None, None
-
-    def __call__(self, job: Job) -> Task:
-        config = job.config
-        key = repr((config.data, config.seed, config.train.protocol))
-        if key != self.key:
-            self.task = load_task(config.data, seed=config.seed, protocol=config.train.protocol)
-            self.key = key
-        return self.task
-
-
-def _costs(
-    plan: Plan, outcome: Outcome, tasks: _Tasks, accelerator: Accelerator, say: Callable[[str], None]
-) -> tuple[list[str], dict[str, Cost]]:
-    """Return the names of the cells that fit, and what a run of each takes.
-
-    Raises:
-        UserError: A method that was asked for does not fit its source, or none does, or the data is another than that
-            of the finished runs.
-    """
-    unfit, kept, costs, shown = [], [], {}, set()
-    splits: dict[str, dict[int, tuple[Path, str]]] = {}
-    for name, jobs in plan.jobs.items():
-        group = jobs[0].cell.group
-        known = splits.setdefault(group, {})
-        for job in jobs:
-            if (results := outcome.results.get(job.key)) is not None:
-                check_split(group, known, job.config.seed, job.folder, results["split_hash"])
-        todo = [job for job in jobs if job.key not in outcome.results]
-        if todo:
-            task = tasks(todo[0])
-            check_split(group, known, todo[0].config.seed, todo[0].folder, task.split_hash)
-            if str(task) not in shown:
-                say(f"{task}\n")
-                shown.add(str(task))
-            try:
-                check_fit(todo[0].config, task, accelerator.device)
-            except UserError as error:
-                unfit.append(f"{name}: {error}")
-                continue
-        kept.append(name)
-    if unfit and (not plan.chosen or not kept):
-        raise UserError(
-            f"{len(unfit)} of {len(plan.jobs)} do not fit and nothing was run; " + "; ".join(unfit)
-        )
-    if unfit:
-        say(f"left out, since they do not fit: {', '.join(line.partition(':')[0] for line in unfit)}")
-    todo = [name for name in kept if any(job.key not in outcome.results for job in plan.jobs[name])]
-    if todo:
-        say(
-            f"measuring how long {len(todo)} method{'s' if len(todo) > 1 else ''} take{'' if len(todo) > 1 else 's'}"
-        )
-    for name in todo:
-        waiting = [job for job in plan.jobs[name] if job.key not in outcome.results]
-        cost = measure(waiting[0].config, tasks(waiting[0]), accelerator)
-        [cost] = broadcast_object_list([cost])
-        costs |= {job.key: cost for job in waiting}
-    return kept, costs
-
-
-def _announce(
-    waiting: list[Job],
-    jobs: list[Job],
-    costs: dict[str, Cost],
-    outcome: Outcome,
-    ends: float | None,
-    minutes: float | None,
-    say: Callable[[str], None],
-) -> None:
-    """Say how long it will take.
-
-    Raises:
-        UserError: No run fits into the budget.
-    """
-    estimate = Estimate()
-    total = estimate.total([(costs[job.key], job.config.seed) for job in waiting])
-    done = len(jobs) - len(waiting)
-    line = f"{len(waiting)} runs, about {duration(total)} in all" if waiting else "nothing is left to run"
-    line += f" ({done} finished before)" if done else ""
-    if waiting and ends is not None:
-        [left] = broadcast_object_list([ends - time.monotonic()])  # the clock of the main process
-        first = min(estimate.seconds(costs[job.key], job.config.seed) for job in waiting)
-        if first > left and not done:
-            raise UserError(
-                f"--budget {minutes:g}: the shortest run takes about {duration(first)}, and "
-                f"{duration(max(left, 0))} are left; give more minutes, smaller images "
-                f"(--source.canvas) or fewer (--data.max_test)"
-            )
-        line += f"; the budget is {minutes:g} minutes"
-        line += ", the cheap ones come first" if total > left else ""
-    say(line)
 
 
 def conclude(
@@ -281,14 +184,10 @@ def conclude(
     best = {}
     for verdict in verdicts:
         if verdict.run is not None and (verdict.run.folder / PROMPT).is_dir():
-            inner = _folder_name(verdict.group)
+            inner = group_folder(verdict.group)
             best[verdict.group] = output / BEST / inner if inner else output / BEST
     failed = {str(by_key[key]): error for key, error in outcome.failed.items() if key in by_key}
     return Comparison(rows, verdicts, lines, [str(job) for job in left_out], failed, output, best)
-
-
-def _folder_name(group: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "._=-" else "_" for letter in group)
 
 
 def write_comparison(found: Comparison, config: RunConfig) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ..registry import UserError
+from ..data.task import CARVED
 from ..results.compare import tested_score, train_seconds
 from ..results.correct import Correct, read_correct
 from ..results.tables import signed
 from ..scoring import significance
+from .same_images import SameImages
 
 _ALPHA = 0.05
 
@@ -55,6 +56,12 @@ class Run:
         return "features" in self.results["seconds"]
 
     @property
+    def val_is_shared(self) -> bool:
+        """Whether runs of other seeds validate on the same images: the task's own, all of them."""
+        data = self.results["data"]
+        return data.get("val_from") not in (None, "none", CARVED) and data.get("shots") is None
+
+    @property
     def seconds(self) -> float:
         """Seconds to train."""
         return train_seconds(self.results)
@@ -84,29 +91,12 @@ class Verdict:
     sentence: str = ""
 
 
-def check_split(group: str, known: dict[int, tuple[Path, str]], seed: int, folder: Path, split: str) -> None:
-    """Raise ``UserError`` where two runs of one seed learn or are tested on different images.
-
-    Args:
-        group: Of the runs.
-        known: By seed, the folder and split hash of the first run; this one is added where it is the first.
-        seed: Of a run, as ``folder`` and ``split``, its split hash.
-    """
-    other, before = known.setdefault(seed, (folder, split))
-    if before != split:
-        where = f" of {group}" if group else ""
-        raise UserError(
-            f"{other} and {folder} cannot be in one table{where}: their split hashes are {before} and {split}, so the "
-            "data has changed between them; remove one of them, or choose another --output"
-        )
-
-
 def check_splits(group: str, cells: Cells) -> None:
-    """Raise ``UserError`` where runs of one seed learned or were tested on different images."""
-    known: dict[int, tuple[Path, str]] = {}
+    """Raise ``UserError`` where runs of one seed learned from other images, or runs were tested on other images."""
+    images = SameImages(group)
     for runs in cells.values():
         for run in runs:
-            check_split(group, known, run.seed, run.folder, run.results["split_hash"])
+            images.check(run.seed, run.folder, run.results["split_hash"], run.right and run.right.test_hash)
 
 
 def matrix(runs: Sequence[Run], seeds: Sequence[int], key: str | None = None) -> np.ndarray | None:
@@ -212,7 +202,11 @@ def choose(cells: Cells) -> str | None:
 
 
 def standard_error(first: Sequence[Run], second: Sequence[Run]) -> float:
-    """Return the standard error of two cells' difference in validation, over all validation images of all seeds."""
+    """Return the standard error of two cells' difference in validation, over the validation images.
+
+    Images that validate in all seeds count once, with their mean over the seeds; else those of each seed count.
+    """
+    shared = all(run.val_is_shared for run in (*first, *second))
     ours, theirs = ({run.seed: run for run in runs} for runs in (first, second))
     parts = []
     for seed in ours.keys() & theirs.keys():
@@ -220,10 +214,12 @@ def standard_error(first: Sequence[Run], second: Sequence[Run]) -> float:
         if all(row is not None for row in rows) and len(rows[0]) == len(rows[1]):
             parts.append(rows[0].astype(float) - rows[1])
     if parts:
-        values = np.concatenate(parts)
+        same = shared and len({len(part) for part in parts}) == 1
+        values = np.mean(parts, axis=0) if same else np.concatenate(parts)
         return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
     values = [(run.accuracy("val.best") or 0.0, run.results["metrics"]["val.best"]["n"]) for run in first]
-    return math.sqrt(sum(p * (1 - p) / max(n, 1) for p, n in values)) / max(len(values), 1) * math.sqrt(2)
+    variance = float(np.mean([p * (1 - p) / max(n, 1) for p, n in values])) if values else 0.0
+    return math.sqrt(2 * variance / (1 if shared else len(values)))
 
 
 def judge(group: str, cells: Cells) -> Verdict:

@@ -20,6 +20,7 @@ from ..progress import duration
 from ..registry import UserError
 from ..results import lock
 from ..results.compare import finished
+from ..training.failures import why_failed
 from ..training.fit import fit
 from ..training.processes import fail_together
 from .measure import Cost, Estimate
@@ -107,14 +108,25 @@ def run_jobs(
             results = _run(job, accelerator, tasks)
             outcome.results[job.key] = results
             estimate.done(costs[job.key], job.config.seed, time.monotonic() - start)
-        except UserError as error:  # the other runs are worth having
-            outcome.failed[job.key] = str(error)
-            say(f"== {job} failed: {error}")
+        except Exception as error:
+            outcome.failed[job.key] = reason_to_go_on(error, accelerator)
+            say(f"== {job} failed: {outcome.failed[job.key]}")
         finally:
             if accelerator.is_main_process:
                 lock.give_back(job.folder)
     found = broadcast_object_list([outcome.results, outcome.left_out, outcome.failed])
     outcome.results, outcome.left_out, outcome.failed = found
+
+
+def reason_to_go_on(error: Exception, accelerator: Accelerator) -> str:
+    """Return why a run failed, where the other runs can go on; else raise the error.
+
+    A single process may go on without memory. Of several, the others wait for the one that lacks it.
+    """
+    reason = why_failed(error)
+    if reason is None or (accelerator.num_processes > 1 and not isinstance(error, UserError)):
+        raise error
+    return reason
 
 
 def _choose(

@@ -23,6 +23,7 @@ from ..registry import UserError
 from ..results.record import versions
 from ..results.sweep_files import BEST
 from ..results.tables import percent
+from ..training.failures import why_failed
 from ..training.fit import fit
 from .check import check_sweep
 from .importance import importances
@@ -122,8 +123,10 @@ class _Worker:
                 study.study.tell(trial, state=TrialState.PRUNED)
             else:
                 study.study.tell(trial, value)
-        except UserError as error:
-            study.fail(trial, " ".join(str(error).split()))
+        except Exception as error:
+            if (reason := why_failed(error)) is None:
+                raise
+            study.fail(trial, " ".join(reason.split()))
         finally:
             study.leave(trial.number)
         row = trial_row(next(t for t in study.trials() if t.number == trial.number), study.space)

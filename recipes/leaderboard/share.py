@@ -9,7 +9,6 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from clipvp.config.schema import RunConfig
-from clipvp.registry import UserError
 from clipvp.results.compare import finished
 from clipvp.results.folder import CHECKPOINTS
 
@@ -54,10 +53,14 @@ def run_all(runs: list[Run], locks: Path) -> list[str]:
 
 
 def _run_one(run: Run, failed: list[str]) -> None:
+    from clipvp.training.failures import why_failed
+
     try:
         results = run_cell(run.config)
-    except UserError as error:
-        failed.append(f"{run.name}: {error}")
+    except Exception as error:
+        if (reason := why_failed(error)) is None:
+            raise
+        failed.append(f"{run.name}: {reason}")
         print(f"failed: {failed[-1]}", flush=True)
         return
     shutil.rmtree(run.folder / CHECKPOINTS, ignore_errors=True)

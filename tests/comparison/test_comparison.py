@@ -2,17 +2,22 @@
 
 import json
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from accelerate import Accelerator
 from conftest import small_config, write_image_folder
 
 import clipvp.comparison.run
 from clipvp import PromptedClassifier, RunConfig, compare
+from clipvp.comparison import prepare
 from clipvp.comparison.compare import Comparison
 from clipvp.comparison.measure import Cost, Estimate
+from clipvp.comparison.methods import DEFAULT_METHODS
 from clipvp.comparison.plan import make_plan
 from clipvp.comparison.run import Outcome, in_order, run_jobs
 from clipvp.registry import UserError
@@ -132,21 +137,40 @@ def test_a_budget_that_is_too_small_is_told_before_anything_runs(config, ran):
 
 
 def test_runs_that_do_not_fit_into_the_budget_are_left_out_and_taken_up_again(config, ran, monkeypatch):
-    module = sys.modules[compare.__module__]
-    measured = module.measure
+    measured = prepare.measure
 
     def dear(run, task, accelerator):
         cost = measured(run, task, accelerator)
         return replace(cost, run=3600.0) if run.mapping.kind == "logistic" else replace(cost, run=0.1)
 
-    monkeypatch.setattr(module, "measure", dear)
+    monkeypatch.setattr(prepare, "measure", dear)
     found = compare(config=config, methods=METHODS, seeds=[0, 1], budget=5, say=lambda line: None)
     assert ran == ["class_means/seed0", "class_means/seed1"] and found.pick == "class_means"
     assert found.left_out == ["linear_probe, seed 0", "linear_probe, seed 1"]
     assert "2 runs did not fit into the budget (linear_probe" in found.next[0]
-    monkeypatch.setattr(module, "measure", measured)
+    monkeypatch.setattr(prepare, "measure", measured)
     whole = compare(config=config, methods=METHODS, seeds=[0, 1], say=lambda line: None)
     assert len(ran) == 4 and whole.left_out == []
+
+
+def test_methods_that_are_chosen_fit_the_source_and_take_ten_minutes(config, ran, monkeypatch):
+    """Those that take longer are left out; those for a CLIP do not fit a classifier."""
+    monkeypatch.setattr(
+        prepare,
+        "measure",
+        lambda run, *_: Cost(1.0 if (run.prompt.kind, run.mapping.kind) == ("none", "linear") else 6000.0),
+    )
+    fit = ("class_means", "linear_probe", "blm_plus", "prompt_linear")
+    unfit = [name for name in DEFAULT_METHODS if name not in fit]
+    lines: list[str] = []
+    found = compare(config=config, seeds=[0], say=lines.append)
+    assert f"left out, since they do not fit: {', '.join(unfit)}" in lines
+    assert sum("the budget is 10 minutes" in line for line in lines) == 1
+    assert ran == ["class_means/seed0"] and found.pick == "class_means"
+    assert found.left_out == [f"{name}, seed 0" for name in fit[1:]]
+    ran.clear()
+    compare(config=config, methods=["linear_probe"], seeds=[0], say=lines.append)
+    assert ran == ["linear_probe/seed0"] and "minutes" not in lines[-2]  # named methods have no limit
 
 
 def test_a_run_that_fails_does_not_end_the_others(config, monkeypatch):
@@ -167,6 +191,73 @@ def test_a_run_that_fails_does_not_end_the_others(config, monkeypatch):
             seeds=[1],
             say=lambda line: None,
         )
+
+
+def test_a_run_without_memory_does_not_end_the_others(config, ran, monkeypatch):
+    fit, measure = clipvp.comparison.run.fit, prepare.measure
+    errors = {0: torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried"), 1: MemoryError()}
+    held = []
+
+    def failing(classifier, task, run, accelerator):
+        if run.mapping.kind == "blm" and run.seed in errors:
+            held.append(weakref.ref(classifier))
+            raise errors[run.seed]
+        return fit(classifier, task, run, accelerator)
+
+    def short(run, task, accelerator):
+        if run.mapping.kind == "blm_plus":
+            torch.empty(1 << 55)
+        return measure(run, task, accelerator)
+
+    monkeypatch.setattr(clipvp.comparison.run, "fit", failing)
+    monkeypatch.setattr(prepare, "measure", short)
+    methods = ["class_means", "blm", "blm_plus"]
+    found = compare(config=config, methods=methods, seeds=[0, 1], say=lambda line: None)
+    assert found.pick == "class_means" and [row["cell"] for row in found.rows] == ["class_means"]
+    assert json.loads((found.output / "pick.json").read_text())["failed"] == found.failed
+    assert list(found.failed) == [f"{name}, seed {seed}" for name in ("blm_plus", "blm") for seed in (0, 1)]
+    starts = [
+        reason.startswith("out of memory; a smaller train.batch_size") for reason in found.failed.values()
+    ]
+    assert all(starts) and found.failed["blm, seed 0"].endswith("(CUDA out of memory. Tried)")
+    assert "can't allocate memory" in found.failed["blm_plus, seed 0"]
+    assert [reference() for reference in held] == [None, None]  # the next run has the memory
+
+    def wrong(classifier, task, run, accelerator):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(clipvp.comparison.run, "fit", wrong)
+    with pytest.raises(RuntimeError, match="a defect"):
+        compare(config=config, methods=["blm"], seeds=[0], say=lambda line: None)
+
+
+def test_several_processes_end_where_one_has_no_memory(config):
+    """The others wait for it in the middle of the run."""
+    several = SimpleNamespace(num_processes=2)
+    assert prepare.reason_to_go_on(UserError("on all processes"), several) == "on all processes"
+    with pytest.raises(MemoryError):
+        prepare.reason_to_go_on(MemoryError(), several)
+
+
+def test_data_of_another_seed_that_changed_is_refused_before_anything_runs(config, ran):
+    compare(config=config, methods=METHODS[:1], seeds=[1], say=lambda line: None)
+    results = Path(config.output, "class_means", "seed1", "results.json")
+    results.write_text(
+        results.read_text().replace(read_results(results.parent)["split_hash"], "0123456789abcdef")
+    )
+    with pytest.raises(UserError, match="class_means/seed1 and .*linear_probe/seed1 cannot be in one table"):
+        compare(config=config, methods=METHODS, seeds=[0, 1], say=lambda line: None)
+    assert ran == ["class_means/seed1"]
+
+
+def test_more_seeds_on_an_enlarged_test_set_are_refused_before_anything_runs(config, ran, tmp_path):
+    folder = write_image_folder(tmp_path / "images", {"train": 60, "test": 30}, 3)
+    config.data.name = str(folder)
+    compare(config=config, methods=METHODS[:1], seeds=[0], say=lambda line: None)
+    write_image_folder(folder, {"train": 60, "test": 33}, 3)
+    with pytest.raises(UserError, match="class_means/seed0 and .*class_means/seed1 .*other test images"):
+        compare(config=config, methods=METHODS[:1], seeds=[0, 1], say=lambda line: None)
+    assert ran == ["class_means/seed0"]
 
 
 def test_data_that_changed_between_runs_is_refused_before_anything_runs(config, ran):

@@ -1,13 +1,14 @@
 """The pick is by validation alone, differences are those of the runs, and other images never share a table."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from clipvp.comparison.advice import next_things
-from clipvp.comparison.judge import Run, check_splits, choose, difference, interval, judge
+from clipvp.comparison.judge import Run, check_splits, choose, difference, interval, judge, standard_error
 from clipvp.comparison.rows import make_rows
 from clipvp.registry import UserError
 from clipvp.results.compare import as_csv, as_latex, markdown, table_of
@@ -163,6 +164,50 @@ def test_results_of_other_images_are_refused():
     with pytest.raises(UserError, match="same0 and other0.*data has changed"):
         judge("", cells)
     check_splits("", {"a": [run_of(0, [1], [1])], "b": [run_of(1, [1], [1], split="other")]})
+
+
+def test_seeds_with_other_test_images_are_refused():
+    """The folder was enlarged between them. A run of an earlier version does not say which images tested."""
+    other = [run_of(1, [1, 0], [1, 0], test_hash="enlarged"), run_of(2, [1, 0], [1, 0], bits=False)]
+    cells = {"a": [run_of(0, [1, 0], [1, 0]), *other]}
+    with pytest.raises(
+        UserError, match="same0 and .*same1 .*table of digits: .*images .hashes test and enlarged"
+    ):
+        judge("digits", cells)
+    judge("digits", {"a": [run_of(0, [1, 0], [1, 0]), other[1]]})
+
+
+def own_validation(runs: list[Run]) -> list[Run]:
+    for run in runs:
+        run.results["data"] = {"shots": None, "val_from": "val"}
+    return runs
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_images_that_validate_in_all_seeds_count_once(known):
+    first, second = bits(0.6, 40, 1), bits(0.5, 40, 2)
+    test = [1, 0]
+
+    def error(seeds, own):
+        runs = [[run_of(s, val, test, bits=known) for s in range(seeds)] for val in (first, second)]
+        return standard_error(*(own_validation(row) if own else row for row in runs))
+
+    one = error(1, own=True)
+    if known:
+        assert one == pytest.approx(np.std(np.array(first) - second, ddof=1) / math.sqrt(40))
+    assert error(5, own=True) == pytest.approx(one)  # five equal seeds tell no more than one
+    assert error(5, own=False) < 0.5 * one  # those that drew their own images do
+
+
+def test_an_image_that_validates_in_all_seeds_has_its_mean():
+    first = own_validation([run_of(s, bits(0.6, 40, s), [1, 0]) for s in range(3)])
+    second = own_validation([run_of(s, bits(0.5, 40, 9 + s), [1, 0]) for s in range(3)])
+    rows = [np.stack([run.right.scores["val.best"] for run in runs]).mean(0) for runs in (first, second)]
+    expected = np.std(rows[0] - rows[1], ddof=1) / math.sqrt(40)
+    assert standard_error(first, second) == pytest.approx(expected)
+    for more in ({"val_from": "carved from train"}, {"shots": 16}):  # drawn anew by each seed
+        first[0].results["data"] = {"val_from": "val", "shots": None, **more}
+        assert standard_error(first, second) != pytest.approx(expected)
 
 
 SHARES = {0: 0.0, 1: 0.02, 2: -0.02}  # seeds differ

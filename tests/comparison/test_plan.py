@@ -64,12 +64,40 @@ def test_names_that_would_be_alike_are_written_whole():
         ({"vary": {"optim.lr": []}}, "optim.lr has no values"),
         ({"vary": {"optim.lrr": [1]}}, "optim.lrr"),
         ({"vary": {"seed": [1, 2]}}, "--vary: seed is set by the comparison; give seeds with --seeds"),
+        ({"vary": {1: [1]}}, "--vary: 1 is not a dotted key"),
+        ({"vary": {"optim.lr": 0.1}}, "--vary: optim.lr: 0.1 is not a list of values; give .0.1."),
+        ({"vary": {"optim.name": "adam"}}, "--vary: optim.name: 'adam' is not a list of values; give .adam."),
+        ({"vary": ["optim.lr"]}, "is not dotted keys with lists of values"),
+        ({"vary": {"optim.lr": [0.1, 1, 0.1]}}, "--vary: optim.lr=0.1 is given twice"),
+        ({"vary": {"optim.lr": [0.1, "0.1"]}}, "--vary: optim.lr=0.1 is given twice"),
+        (
+            {"tasks": ["digits"], "vary": {"data.name": ["digits", "mnist5k"]}},
+            "--tasks and --vary both set data.name; give all values in one of them",
+        ),
+        (
+            {"sources": ["offline:lite0"], "vary": {"source.name": ["offline:lite0", "offline:lite2"]}},
+            "--sources and --vary both set source.name",
+        ),
     ],
 )
 def test_what_is_wrong_is_told_first(given, message, tmp_path):
     with pytest.raises(UserError, match=message):
         plan(tmp_path, **given)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_names_of_one_folder_are_told_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").mkdir()
+    for name in ("x/own.yaml", "x-own.yaml"):
+        (tmp_path / name).write_text("mapping: {kind: linear}")
+    with pytest.raises(UserError, match="'x/own.yaml' and 'x-own.yaml' would share the folder x-own.yaml"):
+        plan(tmp_path, methods=["x/own.yaml", "x-own.yaml"])
+    # Two groups whose picked prompts would be in one folder.
+    with pytest.raises(
+        UserError, match="'data.name=a b' and 'data.name=a#b' would share the folder best/data"
+    ):
+        plan(tmp_path, methods=["blm"], vary={"data.name": ["a b", "a#b"]})
 
 
 @pytest.mark.parametrize(
