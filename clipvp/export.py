@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -105,8 +106,17 @@ def export_onnx(classifier: PromptedClassifier, path: str | Path, logits: bool =
         for key, value in texts.items():
             model.metadata_props.add(key=key, value=json.dumps(value, ensure_ascii=False))
         file.write_bytes(model.SerializeToString())
-        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-        worst = max(_difference(session, graph, _images(classifier, count)) for count in (1, 2, 5))
+        batches = [_images(classifier, count) for count in (1, 2, 5)]
+        try:
+            session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+            found = [session.run(None, {INPUT: batch.numpy()})[0] for batch in batches]
+        except Exception as error:  # onnxruntime's types have no public base
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(
+                f"source {classifier.source.name!r}: onnxruntime cannot run the exported file: {reason}; it was not "
+                "written"
+            ) from error
+        worst = max(_difference(*pair) for pair in zip(found, map(graph, batches), strict=True))
         if not worst <= TOLERANCE:
             raise UserError(
                 f"the exported file differs from the classifier by {worst:.1e}, more than {TOLERANCE}; "
@@ -138,11 +148,9 @@ def _images(classifier: PromptedClassifier, count: int) -> Tensor:
     return (mixed * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def _difference(session, graph: nn.Module, images: Tensor) -> float:
-    expected = graph(images)
-    found = torch.from_numpy(session.run(None, {INPUT: images.numpy()})[0])
+def _difference(found: np.ndarray, expected: Tensor) -> float:
     scale = max(1.0, float(expected.abs().max()))
-    return float((found - expected).abs().max()) / scale
+    return float((torch.from_numpy(found) - expected).abs().max()) / scale
 
 
 def _put(file: Path, path: Path) -> None:

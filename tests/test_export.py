@@ -91,6 +91,23 @@ def test_graph_and_weights_are_written_together_or_not_at_all(tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.onnx", "a.onnx.data", "made"]
 
 
+def test_a_file_that_onnxruntime_cannot_run_is_told_in_one_line(tiny_timm, tmp_path, monkeypatch):
+    class FirstOfTwo(PaddingPrompt):
+        def forward(self, images):
+            return (
+                super().forward(images).view(2, 3, *self.canvas)
+            )  # true of the two images of the export alone
+
+    classifier = make(
+        tiny_timm, lambda source: FirstOfTwo(source.canvas, [side // 2 for side in source.canvas])
+    )
+    with pytest.raises(
+        UserError, match="onnxruntime cannot run the exported file: .*; it was not written"
+    ) as error:
+        export_onnx(classifier, tmp_path / "model.onnx")
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
 def test_what_cannot_be_exported_is_told(tiny_timm, tmp_path):
     with pytest.raises(UserError, match=r"\.onnx"):
         export_onnx(make(tiny_timm, padded), tmp_path / "model.bin")

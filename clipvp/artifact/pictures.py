@@ -75,11 +75,12 @@ def save_pictures(result: FitResult, classifier: PromptedClassifier, task: Task)
         rows = mapping_rows(links, labels.names, names)
         figures["gallery"] = plot_gallery(rows, [images.get(c) for c in range(len(names))])
     figures["mapping"] = plot_mapping(scores.counts, links, labels, names)
-    parts = [part for part in classifier.prompt.parts() if part.learned() is not None]
-    for place, part in enumerate(parts, 1):
+    parts = [(part, part.learned(), part.masks(shown)) for part in classifier.prompt.parts()]
+    parts = [part for part in parts if part[1] is not None or part[2] is not None]
+    for place, (part, learned, masks) in enumerate(parts, 1):
         number = "" if len(parts) == 1 else f"_{place}"
-        figures[f"prompt{number}"] = plot_prompt(part)
-        masks = part.masks(shown)
+        if learned is not None:
+            figures[f"prompt{number}"] = plot_prompt(part)
         if masks is not None:
             figures[f"masks{number}"] = plot_masks(shown, masks, titles)
     if any("mapping_changed" in row for row in result.history[1:]):

@@ -294,10 +294,10 @@ class OptimConfig(_Choice):
 
     Args:
         name: A registered optimiser: adam, adamw, sgd, normalized_sgd or a plug-in's.
-        lr: Learning rate at its highest.
+        lr: Learning rate; the schedule multiplies it.
         weight_decay: Weight decay.
-        schedule: multistep (a factor at each milestone), cosine (to zero, per step), cosine_epoch, power (lr / k **
-            power at step k = 1, 2, ...), polynomial (to zero, the share of steps to come ** power) or constant.
+        schedule: multistep (a factor at each milestone), cosine (to zero, per step), cosine_epoch, power (lr / (k +
+            1) ** power at step k = 1, 2, ...), polynomial (to zero, the share of steps to come ** power) or constant.
         milestones: Shares of the epochs after which the rate falls (multistep).
         gamma: Factor at each milestone (multistep).
         power: Exponent (power, polynomial).

@@ -51,7 +51,7 @@ class VisualPrompt(nn.Module, ABC):
         kept_views: How many of them ``merge`` keeps apart, for a mapping that takes so many.
         settings: The keyword arguments that build this prompt again, ready for JSON.
         masks_gradient: Whether the gradient of what trains is 0 where a mask is 0. Optimisers that look at the whole
-            canvas set it to False; the prompted pixels are the same.
+            canvas set it to False; the prompted pixels are the same. Only prompts with a fixed mask heed it.
     """
 
     kind: str
@@ -115,7 +115,8 @@ class VisualPrompt(nn.Module, ABC):
         """Bring what trains back into its range, after each step; by default there is none."""
 
     def masks(self, images: Tensor) -> Tensor | None:
-        """Return the factors (B, 3, H, W) of the prompt on each image; None where they do not depend on images."""
+        """Return what the prompt makes of each image, (B, 3, H, W): its factors, or the pixel values that it adds; None
+        where they do not depend on images."""
         return None
 
     def fill(self, empty: str) -> None:

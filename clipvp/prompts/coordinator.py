@@ -116,26 +116,33 @@ class CoordinatorPrompt(VisualPrompt):
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """Return the encoder's features (B, D); those of the images seen last are kept, for rules that ask again."""
-        if self._last is not None and self._last[0]() is images and self._last[1] == images._version:
-            return self._last[2]
+        # Tensors made under inference_mode do not count the writes to them, and no training can use them.
+        kept = None if images.is_inference() else self._last
+        if kept is not None and kept[0]() is images and kept[1] == images._version:
+            return kept[2]
         network, size = self._encoder
         resized = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
         found = network.to(images.device)((resized - self.encoder_mean) / self.encoder_std)
-        self._last = weakref.ref(images), images._version, found
+        if not (images.is_inference() or found.is_inference()):
+            self._last = weakref.ref(images), images._version, found
         return found
 
     def picture(self, images: Tensor) -> Tensor:
         """Return the decoder's pictures (B, 3, H, W)."""
         features = self.features(images)
-        joined = torch.cat([features, self.trigger.expand(len(images), -1)], 1)
-        picture = self.decoder(joined.view(len(images), -1, _GRID, _GRID))
+        count = images.shape[0]  # len() would fix the batch of an exported prompt
+        joined = torch.cat([features, self.trigger.expand(count, -1)], 1)
+        picture = self.decoder(joined.view(count, -1, _GRID, _GRID))
         if picture.shape[2:] == self.canvas:
             return picture
         return F.interpolate(picture, self.canvas, mode="bilinear", antialias=True, align_corners=False)
 
+    def masks(self, images: Tensor) -> Tensor:
+        return self.scale * self.picture(images)
+
     def forward(self, images: Tensor) -> Tensor:
         self.check(images)
-        return (images + self.scale * self.picture(images)).clamp(0, 1)
+        return (images + self.masks(images)).clamp(0, 1)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         return {"prompt.trigger": [self.trigger], "prompt.decoder": list(self.decoder.parameters())}

@@ -44,7 +44,8 @@ class ScaledPrompt(VisualPrompt):
     The image is put into the canvas where ``PaddingPrompt`` puts it, h * s by w * s pixels large around the same
     centre, by bilinear interpolation, through which s gets its gradient; what is larger than the canvas is cut off. A
     pixel is inside where its centre is within the scaled image, so the frame follows the scale. At s = 1 the pixels are
-    those of the padding prompt. After each step s is brought back to 0.1 to 5.
+    those of the padding prompt. After each step s is brought back to 0.1 to 5. Delta has a gradient where the frame is,
+    for each optimiser (``masks_gradient`` changes nothing): what is hidden now may be seen when the frame grows.
 
     The paper's code clips the gradients of s after the loss was scaled for half precision, which nearly always clips;
     here they are not clipped. For CLIP it adds delta, unbounded, to normalised pixels; here the frame is sigmoid(delta)

@@ -68,7 +68,7 @@ QUERIES = {
 CAPTIONS = {
     "prompt": "The prompt, and how far each pixel moved from its start",
     "examples": "Images, and what the source model sees",
-    "masks": "Images, and the mask of the prompt on each",
+    "masks": "Images, and the mask or picture that the prompt makes of each",
     "gallery": "Classes and the source labels they take",
     "mapping": "Source labels that the test images are seen as",
     "templates": "Templates of the labels that the test images are seen as",

@@ -28,8 +28,9 @@ class NormalizedSGDConfig(OptimConfig):
 class NormalizedSGD(torch.optim.Optimizer):
     """``value -= lr * g / (||g|| + 1e-10)`` for each tensor on its own; the norm is taken in float64.
 
-    The gradient of a prompt with a mask is that of the whole canvas: pixels where the mask is 0 count in the norm, and
-    their steps change nothing that is seen. So a step on the frame is ``lr * mask * g / ||g||``.
+    The gradient of a prompt with a fixed mask is that of the whole canvas: pixels where the mask is 0 count in the
+    norm, and their steps change nothing that is seen. So a step on the frame is ``lr * mask * g / ||g||``. A ``scaled``
+    prompt, whose mask moves, has the gradient of its frame alone: a later frame would show the other steps.
 
     Source: EVP (Wu et al., arXiv 2212.10556), section 3.2 and its code.
     """

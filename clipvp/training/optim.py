@@ -131,10 +131,10 @@ def lr_at(config: OptimConfig, step: int, steps_per_epoch: int, epochs: int) -> 
         ``lr`` times the schedule's factor. Warm-up: (step + 1) / warm-up steps while below 1. multistep:
         gamma for each milestone m with int(m * epochs) epochs done, at least one. cosine: (1 + cos(pi * p)) / 2
         with p the share of the steps after warm-up that are done; cosine_epoch: the same at the epoch's first
-        step. power: (k + 1) ** -power at the k-th step after warm-up, k = 0, 1, ...; polynomial: (1 - p) ** power.
+        step. power: (k + 1) ** -power at the k-th step after warm-up, k = 1, 2, ...; polynomial: (1 - p) ** power.
         constant: 1.
 
-    Source: ILM-VP's reference: Adam with MultiStep at 50 % and 72 %, SGD with cosine per step.
+    Source: ILM-VP's reference: Adam with MultiStep at 50 % and 72 %, SGD with cosine per step. BlackVIP: power.
     """
     total = epochs * steps_per_epoch
     warmup = config.warmup_steps or int(config.warmup * total)
@@ -148,7 +148,7 @@ def lr_at(config: OptimConfig, step: int, steps_per_epoch: int, epochs: int) -> 
     if config.schedule in ("cosine", "cosine_epoch"):
         return config.lr * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
     if config.schedule == "power":
-        return config.lr / (step - warmup + 1) ** config.power
+        return config.lr / (step - warmup + 2) ** config.power
     if config.schedule == "polynomial":
         return config.lr * (1 - (step - warmup) / max(1, total - warmup)) ** config.power
     return config.lr

@@ -32,6 +32,12 @@ def test_every_config_resolves(name):
     assert getattr(config.prompt, "squash", False) == (method in ("smm", "lor_vp"))  # as their papers test
 
 
+@pytest.mark.parametrize("method", ["smm", "lor_vp"])
+def test_a_method_alone_squashes_as_its_paper(method):
+    config, _ = parse("a test", arguments=[f"--config={CONFIGS / 'methods' / method}.yaml"])
+    assert config.prompt.squash
+
+
 def test_the_mask_network_of_a_vit_keeps_its_rate():
     files = [CONFIGS / "methods" / "smm.yaml", CONFIGS / "prompts" / "smm_vit_b32.yaml"]
     config, _ = parse("a test", arguments=[f"--config={file}" for file in files])

@@ -8,6 +8,9 @@ from timm.models._hub import save_for_hf
 from torch.nn import functional as F
 
 from clipvp import PromptedClassifier, UserError, build_classifier
+from clipvp.artifact.pictures import save_pictures
+from clipvp.export import export_onnx
+from clipvp.mappings.statistic import Counts
 from clipvp.prompts.coordinator import CoordinatorPrompt
 
 
@@ -78,6 +81,37 @@ def test_features_of_the_same_images_are_computed_once(prompt):
     assert len(calls) == 3
 
 
+def test_what_inference_mode_made_is_not_kept(prompt):
+    batch = images()
+    with torch.no_grad():
+        expected = prompt(batch)
+    with torch.inference_mode():
+        made = images()
+        torch.testing.assert_close(prompt(made), expected)
+        made[0] = 0  # nothing tells that it was written to
+        assert not torch.equal(prompt(made), expected)
+        fresh = images(2)
+        prompt(batch), prompt(fresh)
+    with torch.no_grad():
+        torch.testing.assert_close(prompt(fresh), expected[:2])  # an inference tensor outside of the mode
+    later = images()
+    with torch.inference_mode():
+        prompt(later)
+    prompt(later).sum().backward()  # no feature that was made under inference_mode
+
+
+def test_it_is_exported_for_any_number_of_images(encoder, config, tiny_task, tmp_path):
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(package)
+    run = config(prompt={"kind": "coordinator", "encoder": encoder, "share_border": False})
+    classifier = build_classifier(run, tiny_task).eval()
+    classifier.mapping.fit(Counts.from_matrix(torch.ones(20, 3, dtype=torch.int64)))
+    assert export_onnx(classifier, tmp_path / "model.onnx") <= 1e-4
+    assert torch.equal(
+        classifier.prompt(images()), classifier.prompt(images())
+    )  # nothing is left of the export
+
+
 def test_gradients_reach_trigger_and_decoder_alone(prompt):
     prompt(images()).sum().backward()
     assert all(parameter.grad is not None for parameter in prompt.parameters())
@@ -95,8 +129,11 @@ def test_it_trains_by_spsa_and_is_loaded_without_the_encoder_in_its_file(
         train={"gradient": "spsa", "draws": 1, "epochs": 1},
     )
     start = build_classifier(run, tiny_task).prompt.trigger.detach().clone()
-    classifier, _ = trained(run, tiny_task)
+    classifier, result = trained(run, tiny_task)
     assert not torch.equal(classifier.prompt.trigger, start)
+    written = save_pictures(result, classifier, tiny_task)
+    assert "masks.png" in written and "prompt.png" not in written
+    assert "](masks.png)" in (tmp_path / "run" / "prompt" / "README.md").read_text(encoding="utf-8")
     loaded = PromptedClassifier.from_pretrained(tmp_path / "run" / "prompt")
     with torch.no_grad():
         assert torch.equal(loaded(images()), classifier.eval()(images()))

@@ -18,6 +18,7 @@ from clipvp.prompts.part_norm import PartNorm
 from clipvp.prompts.scaled import ScaledPrompt
 from clipvp.prompts.smm import SMMPrompt
 from clipvp.registry import PROMPTS, UserError
+from clipvp.training.normalized_sgd import NormalizedSGD
 
 SIDES = st.integers(1, 13)
 
@@ -254,6 +255,18 @@ def test_the_scale_s_gradient_is_that_of_finite_differences_and_it_finds_the_siz
         prompt.scale.fill_(-3)
         prompt.constrain()
     assert prompt.scale.item() == pytest.approx(0.1)
+
+
+def test_a_scaled_prompt_keeps_what_its_frame_hides():
+    prompt = filled(ScaledPrompt((9, 12), (4, 7)))
+    weights = torch.rand(3, 9, 12, generator=torch.Generator().manual_seed(2))
+    prompt.masks_gradient = False  # as an optimiser of the whole canvas has it
+    (prompt(pictures(prompt)) * weights).sum().backward()
+    assert ((prompt.delta.grad != 0) == prompt.frame()).all()
+    before, optimizer = prompt.delta.detach().clone(), NormalizedSGD([prompt.delta], {"lr": 3.0})
+    optimizer.step()
+    assert (prompt.delta.detach() - before).norm().item() == pytest.approx(3)
+    assert torch.equal((prompt.delta.detach() != before).any(0), prompt.frame())
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,19 @@ from torch import nn
 
 from clipvp import EvalResult, PromptedClassifier
 from clipvp.artifact import pictures
+from clipvp.config.schema import PromptConfig
 from clipvp.labels.space import LabelSpace
 from clipvp.mappings.base import LabelMapping
+from clipvp.mappings.dga import DgaMapping
 from clipvp.mappings.frequency import FrequencyMapping
 from clipvp.mappings.statistic import Counts
 from clipvp.prompts.base import VisualPrompt
+from clipvp.prompts.build import build_prompt
+from clipvp.prompts.dga import DgaPrompt
 from clipvp.prompts.none import NoPrompt
 from clipvp.prompts.padding import PaddingPrompt
+from clipvp.prompts.several import SeveralPrompts
+from clipvp.registry import PROMPTS
 
 NAMES = ["red thing", "green thing", "blue thing"]
 # Counted when the mapping was fitted, and on the test images: label by class, no two columns alike.
@@ -52,17 +58,27 @@ class TwoViews(VisualPrompt):
 
 @pytest.fixture
 def draw(tmp_path, monkeypatch):
-    """A function that saves the pictures of a run and returns its figures by name; every file must be written."""
+    (
+        """A function that saves the pictures of a run and returns its figures by name; every file must be written.
+
+    To save time, ``rendered`` may hold the first letters of names: other figures are written as blank pictures.
+    """
+        ""
+    )
     figures = {}
 
-    def keep(figure, path):
-        figures[path.stem] = figure
-        return save(figure, path)
-
     save = pictures.save_figure
-    monkeypatch.setattr(pictures, "save_figure", keep)
 
-    def run(mapping=None, prompt=None, labels=None, history=HISTORY):
+    def run(mapping=None, prompt=None, labels=None, history=HISTORY, rendered=()):
+        def keep(figure, path):
+            figures[path.stem] = figure
+            if path.stem.startswith(rendered or path.stem):
+                return save(figure, path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (60, 60)).save(path)
+            return path
+
+        monkeypatch.setattr(pictures, "save_figure", keep)
         network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 6))
         source = closed_source(network, 6, canvas=(8, 8))
         source.labels = labels or source.labels
@@ -71,6 +87,7 @@ def draw(tmp_path, monkeypatch):
             mapping.fit(Counts.from_matrix(TRAIN))
         source.outputs = mapping.takes
         prompt = prompt or PaddingPrompt((8, 8), (4, 4))
+        prompt = prompt if isinstance(prompt, nn.Module) else build_prompt(prompt, source, seed=3)
         classifier = PromptedClassifier(prompt, source, mapping, NAMES)
         classifier.save_pretrained(tmp_path / "prompt")
         scores = EvalResult(18 / 25, None, 0.7, 25, CONFUSION, Counts.from_matrix(TEST))
@@ -111,6 +128,66 @@ def test_every_picture_of_a_run_exists(draw, tmp_path):
     assert beside == {"prompt", "examples", "gallery", "confusion"}
     card = (tmp_path / "prompt" / "README.md").read_text(encoding="utf-8")
     assert all(f"({name}.png)" in card for name in beside)
+
+
+PADDING = {"kind": "padding", "canvas": [8, 8], "image_size": [4, 4]}
+OF_EACH = {  # the pictures of each prompt, of what it learned and of what it makes of each image
+    "none": set(),
+    **dict.fromkeys(["padding", "border", "patch", "full", "low_rank", "scaled"], {"prompt"}),
+    "smm": {"prompt", "masks"},
+    "coordinator": {"masks"},
+    "several": {"prompt_1", "prompt_2"},
+    "dga": {"prompt_1", "prompt_2", "prompt_3", "prompt_4"},
+}
+
+
+def test_the_pictures_of_each_prompt_are_listed():
+    assert {name for name in PROMPTS.names() if not PROMPTS.plugin(name)} == OF_EACH.keys()
+
+
+@pytest.mark.parametrize("kind", OF_EACH)
+def test_every_prompt_has_its_pictures_and_they_are_in_the_card(kind, draw, tiny_model, tmp_path):
+    own = {"patch_size": 2, "width": 2, "encoder": tiny_model("timm_classifier").removeprefix("timm:")}
+    keys = {"patch": ["patch_size"], "smm": ["patch_size"], "border": ["width"], "coordinator": ["encoder"]}
+    given = {}
+    if kind == "several":
+        prompt = SeveralPrompts((8, 8), [PADDING, PADDING], [0, 1, 0, 1, 0, 1])
+    elif kind == "dga":
+        prompt = DgaPrompt((8, 8), (4, 4), levels=1, crops=1, crop_step=1)
+        given = {"mapping": DgaMapping(6, 3, levels=1, crops=1, num_features=6)}
+        given["labels"] = LabelSpace.from_templates(["a {}.", "the {}."], NAMES)
+    else:
+        prompt = PromptConfig(kind=kind, **{key: own[key] for key in keys.get(kind, [])})
+    figures = draw(prompt=prompt, history=HISTORY[:1], rendered=("prompt", "masks"), **given)
+    assert {name for name in figures if name.startswith(("prompt", "masks"))} == OF_EACH[kind]
+    card = (tmp_path / "prompt" / "README.md").read_text(encoding="utf-8")
+    assert {name for name in ("prompt", "masks") if f"]({name}.png)" in card} == OF_EACH[kind] & {
+        "prompt",
+        "masks",
+    }
+    assert (tmp_path / "prompt" / "masks.png").is_file() == ("masks" in OF_EACH[kind])
+    assert f"**{kind}** prompt" in card
+
+
+@pytest.mark.parametrize("kind", ["smm", "coordinator"])
+def test_masks_are_those_of_the_images_above_them(kind, draw, tiny_model):
+    encoder = tiny_model("timm_classifier").removeprefix("timm:")
+    own = {"patch_size": 2} if kind == "smm" else {"encoder": encoder}
+    source = closed_source(nn.Sequential(nn.Flatten(), nn.Linear(192, 6)), 6, canvas=(8, 8))
+    prompt = build_prompt(PromptConfig(kind=kind, **own), source, seed=3)
+    figure = draw(prompt=prompt, rendered=("masks",))["masks"]
+    axes = figure.axes
+    images = torch.stack(
+        [torch.tensor(np.asarray(ax.images[0].get_array())).permute(2, 0, 1) for ax in axes[:3]]
+    )
+    with torch.no_grad():
+        masks = prompt.masks(images.float()).numpy()
+    scale = np.quantile(np.abs(masks), 0.995)
+    assert f"white +{scale:.3g}" in figure.get_suptitle().replace("\n", " ")
+    for ax, mask in zip(axes[3:], masks, strict=True):
+        expected = np.clip(0.5 + mask.transpose(1, 2, 0) / (2 * scale), 0, 1)
+        np.testing.assert_allclose(ax.images[0].get_array(), expected, atol=1e-3)
+    assert [ax.get_title() for ax in axes[:3]] == NAMES
 
 
 def test_the_mapping_shows_the_test_counts_of_each_class_and_outlines_its_label(draw):

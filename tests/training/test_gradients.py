@@ -105,7 +105,7 @@ def test_nesterov_is_the_gradient_correction_of_blackvip():
         weight.grad = g.clone()
         optimizer.step(step)
         m = 0.9 * m + g
-        w = w - 2.0 / (step + 1) ** 0.4 * (g + 0.9 * m)
+        w = w - 2.0 / (step + 2) ** 0.4 * (g + 0.9 * m)  # a / (k + 1) ** 0.4 at k = 1, 2, ...
         torch.testing.assert_close(weight.detach(), w)
 
 

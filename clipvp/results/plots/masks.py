@@ -1,4 +1,4 @@
-"""A picture of masks that depend on the image."""
+"""A picture of what a prompt makes of each image alone, such as its masks."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 
 def plot_masks(images: Any, masks: Any, titles: Sequence[str], max_images: int = 8) -> Figure:
-    """Draw images, and below each one the factors by which the prompt acts on it.
+    """Draw images, and below each one what the prompt makes of it alone: the factors by which it acts, or what it adds.
 
     Args:
         images: (N, 3, h, w) in [0, 1].
-        masks: (N, 3, H, W), a factor for each channel; drawn around mid grey, on one scale that the picture states.
+        masks: (N, 3, H, W), as ``VisualPrompt.masks`` gives them; drawn around mid grey, on one scale that the
+            picture states.
         titles: N strings, written above the images.
         max_images: Most columns.
 
@@ -42,6 +43,6 @@ def plot_masks(images: Any, masks: Any, titles: Sequence[str], max_images: int =
         ax.set(xticks=[], yticks=[])
         ax.grid(False)
     axes[0, 0].set_ylabel("image", fontsize=9)
-    axes[1, 0].set_ylabel("mask", fontsize=9)
+    axes[1, 0].set_ylabel("made of it", fontsize=9)
     title(figure, f"{CAPTIONS['masks']}; mid grey 0, black −{scale:.3g}, white +{scale:.3g}")
     return figure
