@@ -1,4 +1,8 @@
-"""Text embeddings, computed once for each label space and stored on disk."""
+"""Text embeddings, computed once for each list of texts and stored on disk.
+
+The key is the whole list: the padding of a batch, and how its sums are rounded, depend on the texts that are in it, so
+that embeddings kept text by text would have other bits after other runs.
+"""
 
 from __future__ import annotations
 
@@ -52,14 +56,17 @@ def text_embeddings(
 
     Args:
         encode: A list of texts to their embeddings (len, D).
-        texts: What to encode; part of the key.
+        texts: What to encode, each distinct text once; these are part of the key.
         key: Everything else that decides the embeddings: model, revision, weights, precision.
         check: Called before anything is encoded; raises where a text cannot be.
         progress: Show a bar, on a terminal.
 
     A cache file that is damaged or has another key is made again. Of runs that start together, one encodes.
     """
-    full_key = json.dumps({**key, "texts": list(texts)}, sort_keys=True)
+    place = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+    rows = [place[text] for text in texts] if len(place) < len(texts) else slice(None)
+    distinct = list(place)
+    full_key = json.dumps({**key, "texts": distinct}, sort_keys=True)
     path = cache_root() / "text" / f"{hashlib.sha256(full_key.encode()).hexdigest()[:32]}.safetensors"
     with contextlib.ExitStack() as held:
         try:
@@ -68,12 +75,12 @@ def text_embeddings(
             unguarded = None
         except (OSError, NotImplementedError) as error:
             unguarded = str(error) or "the file system has no locks"
-        found = _read(path, full_key, len(texts))
+        found = _read(path, full_key, len(distinct))
         if found is not None:
-            return found
+            return found[rows]
         if check is not None:
             check()
-        found = encode_in_batches(encode, texts, progress)
+        found = encode_in_batches(encode, distinct, progress)
         try:
             save_state(path, {"embeddings": found}, {"key": full_key})
         except OSError as error:  # the embeddings can be used without the file
@@ -82,7 +89,7 @@ def text_embeddings(
         else:
             if unguarded is not None:
                 warnings.warn(f"runs that start together each encode the texts: {unguarded}", stacklevel=2)
-        return found
+        return found[rows]
 
 
 def _read(path: Path, full_key: str, count: int) -> Tensor | None:

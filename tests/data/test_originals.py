@@ -5,12 +5,12 @@ import io
 import numpy as np
 import pytest
 import torch
-from conftest import photo, trained
+from conftest import coloured_images, photo, trained
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from clipvp import UserError
+from clipvp import PromptedClassifier, Task, UserError, build_classifier, fit
 from clipvp.config.schema import DataConfig
 from clipvp.data.augment.basic import NUM_DRAWS, crop_boxes, epoch_augmentation
 from clipvp.data.augment.crops import random_resized_crop, short_side_crop, squash_crop
@@ -247,6 +247,45 @@ def test_counting_and_scores_see_no_crop(config, tiny_task, tmp_path):
     for plain, crop in zip(*histories, strict=True):
         assert crop["source_index"] == plain["source_index"] and crop["val_acc1"] == plain["val_acc1"]
         assert crop["train_loss"] != plain["train_loss"]
+
+
+def test_a_run_trains_on_crops_of_the_whole_image_and_scores_its_centre(config, monkeypatch):
+    """Wide images with red sides, which the centre crop does not see, and a random crop may."""
+
+    def wide(count: int, seed: int) -> list:
+        pairs = coloured_images(count, 3, size=48, seed=seed)
+        red = np.broadcast_to(np.array([255, 0, 0], np.uint8), (24, 12, 3))
+        return [(np.concatenate([red, image[:24], red], axis=1), label) for image, label in pairs]
+
+    seen: dict[bool, list] = {True: [], False: []}
+    outputs = PromptedClassifier.source_outputs
+
+    def watched(self, images, *rest):
+        seen[self.training].append(images.detach().cpu())
+        return outputs(self, images, *rest)
+
+    monkeypatch.setattr(PromptedClassifier, "source_outputs", watched)
+    data, test = (wide(60, 0), wide(20, 1)), wide(25, 2)
+    task = Task.from_dataset(data[0], test, val=data[1], class_names=["one", "two", "three"])
+    run = config(prompt={"resize": "crop"}, train={"augment": "random_resized_crop", "epochs": 2})
+    classifier = build_classifier(run, task)
+    result = fit(classifier, task, run)
+
+    def has_red(images: torch.Tensor) -> torch.Tensor:
+        red, *others = images.unbind(1)
+        return ((red > 0.99) & (others[0] < 0.01) & (others[1] < 0.01)).flatten(1).any(1)
+
+    trained_on, others = torch.cat(seen[True]), torch.cat(seen[False])
+    assert len(trained_on) == 2 * 60 and 0 < int(has_red(trained_on).sum()) < 2 * 60
+    assert len(others) >= 60 + 20 + 25 and not has_red(others).any()  # counted, validated, tested
+    centres = [
+        Image.fromarray(image).resize((48, 16), Image.Resampling.BICUBIC).crop((16, 0, 32, 16))
+        for image, _ in test
+    ]
+    pixels = torch.tensor(np.stack([np.array(image) for image in centres])).permute(0, 3, 1, 2) / 255
+    assert torch.equal(others[-len(test) :], pixels)
+    right = classifier.eval()(pixels).argmax(1) == torch.tensor([label for _, label in test])
+    assert result.test["best_val"].acc1 == pytest.approx(float(right.float().mean()))
 
 
 def test_a_side_that_is_none_is_one_line():

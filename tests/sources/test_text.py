@@ -78,6 +78,19 @@ def test_everything_that_decides_the_embeddings_is_in_the_key(part, cache):
     assert again.texts == texts and len(list(cache.glob("*.safetensors"))) == 2
 
 
+def test_a_text_that_is_there_twice_is_encoded_once(cache):
+    twice = [*TEXTS[:300], *TEXTS[100:400], TEXTS[0]]
+    encode = Encoder()
+    found = text_embeddings(encode, twice, KEY)
+    assert encode.texts == TEXTS[:400]
+    distinct = encode_in_batches(Encoder(), TEXTS[:400])
+    assert torch.equal(found, distinct[[*range(300), *range(100, 400), 0]])
+    after = Encoder()
+    assert torch.equal(text_embeddings(after, twice, KEY), found)
+    assert torch.equal(text_embeddings(after, TEXTS[:400], KEY), distinct) and after.calls == 0
+    assert len(list(cache.glob("*.safetensors"))) == 1
+
+
 def flip(path) -> None:
     data = bytearray(path.read_bytes())
     data[-100] ^= 4

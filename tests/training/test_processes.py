@@ -271,6 +271,34 @@ def test_a_run_goes_on_with_another_number_of_processes(images, tiny_timm, tmp_p
     assert computed(tmp_path / "one") == computed(tmp_path / "many")
 
 
+@pytest.mark.slow
+def test_several_prompts_and_counted_texts_on_two_processes_and_after_a_resume(images, tiny_model, tmp_path):
+    def settings(output: str, parts: int) -> list[str]:
+        given = settings_of(images, tiny_model("hf_clip"), tmp_path / output, "running")
+        given += [
+            "--mapping.kind=text_counts",
+            "--mapping.templates=simple",
+            "--prompt.views=2",
+            "--optim.lr=1",
+        ]
+        given += ["--train.batch_size=6", "--train.epochs=2", "--train.keep=100", "--train.save_minutes=1e-9"]
+        return [*given, f"--train.gradient_accumulation_steps={parts}"]
+
+    alone(settings("one", 2))
+    launched(2, settings("two", 1))
+    one = computed(tmp_path / "one")
+    assert computed(tmp_path / "two") == one
+    weights = load_file(tmp_path / "one" / "prompt" / "model.safetensors")
+    deltas = [value for name, value in weights.items() if name.startswith("prompt.")]
+    assert len(deltas) == 2 and not torch.equal(*deltas) and len(weights["mapping.weight"].unique()) > 1
+    checkpoints = sorted((tmp_path / "two" / "checkpoints").iterdir())
+    assert [path.stem for path in checkpoints] == [f"step-{step:08d}" for step in (8, 10, 18, 20)]
+    for path in checkpoints[1:]:  # both processes had counted a part of the epoch
+        path.unlink()
+    alone([*settings("two", 2), "--resume=auto"])
+    assert computed(tmp_path / "two") == one
+
+
 def begun(output: Path, settings: list[str]) -> subprocess.Popen:
     """Return the launcher of two processes that have saved a first checkpoint and have many to come."""
     [running] = launchers(2, 1, [*settings, "--train.save_minutes=1e-9", "--resume=auto"])
