@@ -47,13 +47,13 @@ def text_label_space(
     """Return the label space that a config describes for a CLIP and a task's class names.
 
     Args:
-        config: ``templates``, ``texts``, ``texts_per_class`` and ``class_names`` are used.
+        config: ``templates``, ``texts``, ``texts_per_class``, ``phrase_template`` and ``class_names`` are used.
         class_names: The task's.
         seed: Draws texts.
         surplus: Warn of classes of ``texts`` that the task does not have.
     """
     names = text_class_names(class_names, config.class_names)
-    if not config.texts:
+    if config.texts is None:
         return LabelSpace.from_templates(
             resolve_templates(config.templates or config.default_templates), names
         )
@@ -66,7 +66,12 @@ def text_bank(config: MappingConfig, names: Sequence[str], seed: int) -> Bank:
     """Return the texts that ``mapping.texts`` describes for the names of classes as texts spell them."""
     templates = resolve_templates(config.templates) if config.templates else ()
     return read_bank(
-        config.texts or {}, names, templates=templates, per_class=config.texts_per_class, seed=seed
+        config.texts or {},
+        names,
+        templates=templates,
+        per_class=config.texts_per_class,
+        phrase_template=config.phrase_template,
+        seed=seed,
     )
 
 

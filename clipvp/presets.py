@@ -48,6 +48,13 @@ def find_config(name: str) -> str:
     )
 
 
+def is_config(name: str) -> bool:
+    """Return whether a name is that of a YAML file or of a config that comes with the package, and of no folder."""
+    path = Path(name).expanduser()
+    known = name in configs() or name.removeprefix("methods/") in methods()
+    return path.suffix.lower() in (".yaml", ".yml") or (known and not path.is_dir())
+
+
 def find_method(name: str) -> str:
     """Return the file of ``--method``: a path as it is, or that of a method's name.
 

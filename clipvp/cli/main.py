@@ -83,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument("--json", action="store_true", help="print its whole config as JSON")
     mapping = verb("map", "Print which source label each class takes.", loads=True)
     mapping.add_argument("--json", action="store_true", help="print JSON")
-    either = "folder or hub id of a saved prompt, or a config file (.yaml)"
+    either = "folder or hub id of a saved prompt, or a config: a YAML file or the name of one of the package"
     texts = verb(
         "texts",
         "Print which texts each class of a CLIP has, and which were left out.",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tabulate import tabulate
 
 from ..labels.space import LabelSpace
+from ..presets import is_config
 from ..registry import UserError
 
 _SHOWN = 5  # pairs of classes, and texts that were left out
@@ -20,15 +20,14 @@ def describe(prompt: str, wanted: str | None, **where: Any) -> dict[str, Any]:
     """Return what is known of the texts of a saved prompt, or of a config, ready for JSON.
 
     Args:
-        prompt: Folder or hub id of a saved prompt, or a config file.
+        prompt: Folder or hub id of a saved prompt, or a config: a file, or the name of one of the package.
         wanted: A class, whose texts are listed whole; the counts of all classes when None.
         where: As ``PromptedClassifier.from_pretrained`` takes it, for a prompt.
 
     Raises:
         UserError: The source has a closed label set, or there is no such class.
     """
-    is_config = Path(prompt).suffix.lower() in (".yaml", ".yml")
-    source, weights, dropped, surplus, note = _of_config(prompt) if is_config else _of_prompt(prompt, where)
+    source, weights_of, surplus, note = _of_config(prompt) if is_config(prompt) else _of_prompt(prompt, where)
     labels = source.labels
     if not labels.is_text:
         raise UserError(f"{prompt!r}: source {source.name!r} has a closed label set and no texts")
@@ -37,64 +36,73 @@ def describe(prompt: str, wanted: str | None, **where: Any) -> dict[str, Any]:
         from ..registry import check_choice
 
         check_choice("--class", wanted, names)
+    own: list[list[int]] = [[] for _ in names]
+    for place, owner in enumerate(labels.class_of):
+        own[owner].append(place)
     rows = []
-    for target, name in enumerate(names):
-        own = [place for place, owner in enumerate(labels.class_of) if owner == target]
-        row: dict[str, Any] = {"class": name, "texts": len(own)}
+    for target, (name, places) in enumerate(zip(names, own, strict=True)):
+        row: dict[str, Any] = {"class": name, "texts": len(places)}
         if labels.groups:
-            row["groups"] = dict(Counter(labels.groups[place] for place in own))
-        if weights is not None:
-            best = max(own, key=lambda place: weights[target].get(place, 0.0))
-            if weight := weights[target].get(best):
-                row |= {"most weight": labels.names[best], "weight": round(weight, 6)}
+            row["groups"] = dict(Counter(labels.groups[place] for place in places))
+        weights = weights_of(target, places) if weights_of else None
+        if weights and max(weights):
+            most = max(weights)
+            row |= {"most weight": labels.names[places[weights.index(most)]], "weight": round(most, 6)}
         if name == wanted:
-            row["all"] = [_text(labels, place, weights and weights[target]) for place in own]
+            given: Sequence[float | None] = weights or [None] * len(places)
+            row["all"] = [_text(labels, *pair) for pair in zip(places, given, strict=True)]
         rows.append(row)
     return {
         "classes": [row for row in rows if wanted in (None, row["class"])],
-        "left out": [text._asdict() for text in dropped if wanted in (None, text.class_name)],
+        "left out": [text._asdict() for text in labels.left_out if wanted in (None, text.class_name)],
         "classes that the task does not have": list(surplus),
         "most alike": [] if wanted else _alike(source, names),
         "no weights": note,
     }
 
 
-def _text(labels: LabelSpace, place: int, weights: dict[int, float] | None) -> dict[str, Any]:
+def _text(labels: LabelSpace, place: int, weight: float | None) -> dict[str, Any]:
     row: dict[str, Any] = {"text": labels.names[place]}
     if labels.groups:
         row["group"] = labels.groups[place]
-    if weights is not None:
-        row["weight"] = round(weights.get(place, 0.0), 6)
+    if weight is not None:
+        row["weight"] = round(weight, 6)
     return row
 
 
 def _of_prompt(
     prompt: str, where: dict[str, Any]
-) -> tuple[Any, list[dict[int, float]] | None, list, list, str | None]:
+) -> tuple[Any, Callable[[int, list[int]], list[float]] | None, Sequence[str], str | None]:
+    """Return the source of a prompt, and the weights of some labels in a class's logit, or why there are none."""
     from ..model import PromptedClassifier
 
     classifier = PromptedClassifier.from_pretrained(prompt, **where)
     links = classifier.mapping.links(len(classifier.source.labels))
     if not (links.index >= 0).any():
-        return classifier.source, None, [], [], classifier.mapping.why_no_links
-    pairs = zip(links.index.tolist(), links.weight.tolist(), strict=True)
-    weights = [dict(zip(index, weight, strict=True)) for index, weight in pairs]
-    return classifier.source, weights, [], [], None
+        return classifier.source, None, [], classifier.mapping.why_no_links
+
+    def weights(target: int, places: list[int]) -> list[float]:
+        linked = links.index[target] >= 0
+        row = links.weight.new_zeros(len(classifier.source.labels))
+        row[links.index[target][linked]] = links.weight[target][linked]
+        return row[places].tolist()
+
+    return classifier.source, weights, [], None
 
 
-def _of_config(path: str) -> tuple[Any, None, Sequence, Sequence, None]:
+def _of_config(name: str) -> tuple[Any, None, Sequence[str], None]:
     from ..build import source_from_config, text_bank, text_label_space
     from ..config.parse import parse
     from ..data.task import load_task
     from ..labels.templates import text_class_names
 
-    config, _ = parse("", arguments=["--config", path])
+    config, _ = parse("", arguments=["--config", name])
     names = load_task(config.data, seed=config.seed).class_names
     source = source_from_config(config.source, lambda: text_label_space(config.mapping, names, config.seed))
-    if not config.mapping.texts or not source.labels.is_text:
-        return source, None, [], [], None
+    if config.mapping.texts is None or not source.labels.is_text:
+        return source, None, [], None
     bank = text_bank(config.mapping, text_class_names(names, config.mapping.class_names), config.seed)
-    return source, None, bank.dropped, bank.surplus, None
+    return source, None, bank.surplus, None
 
 
 def _alike(source: Any, names: Sequence[str]) -> list[dict[str, Any]]:

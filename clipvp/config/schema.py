@@ -189,6 +189,8 @@ class MappingConfig(_Choice):
             text), a folder of such files or a map of names to files, each of which is a group; or cifar10, digits or
             waffle (random words, a control). With templates both are used.
         texts_per_class: Texts drawn of each class and group; all when empty.
+        phrase_template: For files of phrases ("six petals"), what they are put into, with {} for the class and {text}
+            for the phrase: "A photo of a {}, which is/has {text}." is WaffleCLIP's; the fitting verb is chosen.
         class_names: For CLIP, the names to put into templates: a map of the task's class names, a list with one name a
             class, or a file of either (.txt, .yaml, .json).
     """
@@ -199,14 +201,23 @@ class MappingConfig(_Choice):
     templates: str | list[str] | None = None
     texts: str | dict[str, str] | None = None
     texts_per_class: int | None = None
+    phrase_template: str | None = None
     class_names: str | list[str] | dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         MAPPINGS.check(self.kind)
         check_positive("mapping.texts_per_class", self.texts_per_class)
-        if self.texts_per_class and not self.texts:
+        if self.texts is not None and not self.texts:
             raise UserError(
-                f"mapping.texts_per_class: {self.texts_per_class} needs mapping.texts, which is empty"
+                f"mapping.texts: {self.texts!r} is empty; give a file, a folder, a map {{GROUP: FILE, ...}} or a name"
+            )
+        for key in ("texts_per_class", "phrase_template"):
+            if getattr(self, key) is not None and self.texts is None:
+                raise UserError(f"mapping.{key}: {getattr(self, key)} needs mapping.texts, which is empty")
+        template = self.phrase_template
+        if template is not None and not template.count("{}") == template.count("{text}") == 1:
+            raise UserError(
+                f"mapping.phrase_template: {template!r} needs one {{}} for the class and one {{text}} for the phrase"
             )
 
 

@@ -7,12 +7,20 @@ description, and its group.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..notebook import html_table
 from ..registry import UserError
+
+
+class Dropped(NamedTuple):
+    """A text that was left out, the class it stood for, and why."""
+
+    class_name: str
+    text: str
+    why: str
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,7 @@ class LabelSpace:
         wordings: For text, the distinct templates, each with one ``{}``, and descriptions; else empty.
         wording_of: For text, the wording of each of the S texts; else empty.
         groups: For text in named groups, the group of each of the S texts; else empty.
+        left_out: Texts that are not part of it, with the reason, for people.
     """
 
     names: tuple[str, ...]
@@ -34,6 +43,7 @@ class LabelSpace:
     wordings: tuple[str, ...] = ()
     wording_of: tuple[int, ...] = ()
     groups: tuple[str, ...] = ()
+    left_out: tuple[Dropped, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         size = len(self.names)
@@ -140,16 +150,25 @@ class LabelSpace:
         )
 
     def without(self, texts: Collection[str]) -> LabelSpace:
-        """Return the label space without some of its texts.
+        """Return the label space without some of its texts, which are too long for the model.
 
         Raises:
-            UserError: A class would have no text left.
+            UserError: A class would have no text left, or none of a group of which it has texts now.
         """
         kept = [place for place, text in enumerate(self.names) if text not in texts]
-        left = {self.class_of[place] for place in kept}
-        empty = [name for target, name in enumerate(self.class_names) if target not in left]
-        if empty:
-            raise UserError(f"class {empty[0]!r} has no text that is short enough for the model")
+        groups = self.groups or ("",) * len(self)
+        left = {(self.class_of[place], groups[place]) for place in kept}
+        for target, group in zip(self.class_of, groups, strict=True):
+            if (target, group) not in left:
+                of_group = f" of the group {group!r}" if group else ""
+                raise UserError(
+                    f"class {self.class_names[target]!r} has no text{of_group} that is short enough for the model"
+                )
+        gone = [place for place, text in enumerate(self.names) if text in texts]
+        dropped = [
+            Dropped(self.class_names[self.class_of[i]], self.names[i], "longer than the model's context")
+            for i in gone
+        ]
         return LabelSpace(
             tuple(self.names[place] for place in kept),
             self.class_names,
@@ -157,16 +176,18 @@ class LabelSpace:
             self.wordings,
             tuple(self.wording_of[place] for place in kept),
             tuple(self.groups[place] for place in kept) if self.groups else (),
+            (*self.left_out, *dropped),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the texts ready for JSON; a grid by its templates and class names. Empty for a closed label set."""
         if not self.is_text:
             return {}
+        left_out = {"left_out": [list(text) for text in self.left_out]} if self.left_out else {}
         if self.is_grid:
-            return {"class_names": list(self.class_names), "templates": list(self.wordings)}
+            return {"class_names": list(self.class_names), "templates": list(self.wordings), **left_out}
         fields = ("class_names", "class_of", "wordings", "wording_of", "groups")
-        return {name: list(getattr(self, name)) for name in fields}
+        return {name: list(getattr(self, name)) for name in fields} | left_out
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LabelSpace:
@@ -176,8 +197,11 @@ class LabelSpace:
             UserError: The values do not describe texts.
         """
         try:
+            left_out = tuple(Dropped(*map(str, text)) for text in values.get("left_out", ()))
             if "templates" in values:
-                return cls.from_templates(values["templates"], values["class_names"])
+                return replace(
+                    cls.from_templates(values["templates"], values["class_names"]), left_out=left_out
+                )
             class_names, class_of, wordings, wording_of, groups = (
                 tuple(values[name])
                 for name in ("class_names", "class_of", "wordings", "wording_of", "groups")
@@ -185,7 +209,7 @@ class LabelSpace:
             pairs = zip(class_of, wording_of, strict=True)
             _check_class_names(class_names)
             names = tuple(wordings[wording].replace("{}", class_names[target]) for target, wording in pairs)
-            return cls(names, class_names, class_of, wordings, wording_of, groups)
+            return cls(names, class_names, class_of, wordings, wording_of, groups, left_out)
         except UserError:
             raise
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:

@@ -83,7 +83,8 @@ class TextPoolMapping(LabelMapping):
         for text, (target, group) in enumerate(zip(owner, groups, strict=True)):
             own[target * len(shares) + group].append(text)
         if not all(own):
-            raise UserError("each class needs a text or more in each group")
+            target, group = divmod(own.index([]), len(shares))
+            raise UserError(f"class number {target} has no text in group number {group}")
         most = max(map(len, own))
         index = torch.tensor([texts + [-1] * (most - len(texts)) for texts in own])
         self.register_buffer("index", index, persistent=False)  # (T * G, most), -1 where there is no text

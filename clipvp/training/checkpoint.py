@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from ..labels.space import LabelSpace
 
 def texts_hash(labels: LabelSpace) -> str:
     """Return a hash of a CLIP's texts with their classes and groups; the same for all closed label sets."""
-    return hashlib.sha256(json.dumps(labels.to_dict()).encode()).hexdigest()[:16]
+    scored = replace(labels, left_out=())
+    return hashlib.sha256(json.dumps(scored.to_dict()).encode()).hexdigest()[:16]
 
 
 class Checkpoints:

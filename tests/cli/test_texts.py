@@ -6,6 +6,7 @@ import pytest
 import yaml
 from conftest import trained, write_image_folder
 
+from clipvp.cli import texts
 from clipvp.cli.main import main
 
 pytestmark = pytest.mark.filterwarnings("ignore:mapping.texts")
@@ -98,6 +99,31 @@ def test_weights_that_depend_on_the_image_are_not_shown(
     assert [text.get("weight") for text in row["all"]] == [
         pytest.approx(1 / 3, abs=1e-5) if said is None else None
     ] * 3
+
+
+@pytest.mark.filterwarnings("ignore:source .*longer than the model's context")
+def test_texts_that_are_too_long_are_listed(written, tmp_path, capsys):
+    (tmp_path / "texts.json").write_text(
+        json.dumps(TEXTS | {"class1": ["It is green.", "word " * 200 + "."]})
+    )
+    found, text = printed(capsys, written)
+    assert [(text["class_name"], text["why"]) for text in found["left out"]] == [
+        ("class0", "cut off"),
+        ("class1", "longer than the model's context"),
+    ]
+    assert "texts that are left out: 2" in text
+
+
+def test_a_config_of_the_package_by_its_name(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(texts, "_of_config", lambda name: pytest.fail(name))
+    for name in ("clip_quickstart", "few_shot/clip_vit_b16", "methods/attr_vr", "a.yaml"):
+        with pytest.raises(pytest.fail.Exception, match=f"^{name}$"):
+            main(["texts", name])
+    (tmp_path / "clip_quickstart").mkdir()  # a folder comes first
+    with pytest.raises(SystemExit):
+        main(["texts", "clip_quickstart"])
+    assert "'clip_quickstart' is not a saved prompt" in capsys.readouterr().err
 
 
 def test_wrong_names_are_one_line(written, tiny_timm, tmp_path, capsys):

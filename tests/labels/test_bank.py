@@ -6,8 +6,9 @@ import pytest
 from conftest import trained
 
 from clipvp import PromptedClassifier, UserError, build_classifier, load_source
-from clipvp.labels.bank import bank_names, read_bank
+from clipvp.labels.bank import read_bank
 from clipvp.labels.space import LabelSpace
+from clipvp.labels.text_files import bank_names
 
 LONG = "It is a thing of some length."
 
@@ -41,10 +42,86 @@ def test_what_is_left_out_is_counted_with_its_reason(tmp_path):
         bank.warn()
 
 
-def test_without_punctuation_the_length_tells(tmp_path):
-    texts = ["a long tail and two ears", "tail", "white paws and a pink nose"]
+def test_sentences_without_punctuation_are_told_by_their_length(tmp_path):
+    texts = ["The bird has a long tail and two ears that can be seen from afar", "The bird is", "x" * 80]
     bank = read_bank(written(tmp_path / "a.json", {"a": texts}), ["a"])
     assert bank.texts["a"] == [texts[0], texts[2]] and bank.dropped[0].why == "shorter than 20 characters"
+
+
+PHRASES = [
+    "six petals",
+    "fur",
+    "a type of flower that grows in the mountains",
+    "often grows wild",
+    "A {} with thorns",
+]
+WRAPPED = [
+    "A photo of a {}, which has six petals.",
+    "A photo of a {}, which has fur.",
+    "A photo of a {}, which is a type of flower that grows in the mountains.",
+    "A photo of a {}, which often grows wild.",
+    "A {} with thorns",
+]
+
+
+def test_phrases_stay_and_a_template_takes_them(tmp_path):
+    file = written(tmp_path / "a.json", {"rose": PHRASES, "tulip": ["a tulip's cup"]})
+    bank = read_bank(file, ["rose", "tulip"])
+    assert bank.texts["rose"] == PHRASES and not bank.dropped
+    with pytest.warns(
+        UserWarning, match="4 of 6 texts are phrases without the name of their class, which mapping.phr"
+    ):
+        bank.warn()
+    bank = read_bank(file, ["rose", "tulip"], phrase_template="A photo of a {}, which is/has {text}.")
+    assert bank.texts["rose"] == WRAPPED and bank.texts["tulip"] == [
+        "A photo of a {}, which is a tulip's cup."
+    ]
+    bank.warn()  # of nothing
+    assert bank.label_space().names[0] == "A photo of a rose, which has six petals."
+    assert read_bank(file, ["rose"], phrase_template="{}: {text}").texts["rose"][1] == "{}: fur"
+
+
+def test_a_template_of_phrases_leaves_sentences_alone(tmp_path):
+    files = {
+        "phrases": written(tmp_path / "a.json", {"rose": ["six petals"]}),
+        "sentences": written(tmp_path / "b.json", {"rose": ["A rose has petals."]}),
+    }
+    bank = read_bank(files, ["rose"], phrase_template="{}: {text}")
+    assert bank.texts["rose"] == ["{}: six petals", "A rose has petals."]
+    with pytest.raises(UserError, match="phrase_template: mapping.texts holds sentences and no phrases"):
+        read_bank(files["sentences"], ["rose"], phrase_template="{}: {text}")
+
+
+@pytest.mark.parametrize("names", [["C", "C++"], ["C++", "C"]])
+def test_an_exact_name_comes_first(tmp_path, names):
+    file = written(tmp_path / "a.json", {"C": ["A language."], "C++": ["A larger one."], "c ": ["Not it."]})
+    bank = read_bank(file, names)
+    assert (bank.texts["C"], bank.texts["C++"]) == (["A language."], ["A larger one."]) and bank.surplus == [
+        "c "
+    ]
+
+
+@pytest.mark.parametrize(
+    "found, names, words",
+    [
+        (["C"], ["C", "C++"], "has no texts of 'C[+][+]'"),
+        (["C", "C#"], ["C", "C++"], "'C', 'C#' in the file and 'C', 'C[+][+]' in the task are too alike"),
+        (["c."], ["C", "C++"], "'c.' in the file and 'C', 'C[+][+]' in the task are too alike"),
+        (["TV", "Tv"], ["tv"], "'TV', 'Tv' in the file and 'tv' in the task are too alike"),
+        (["\N{DOG FACE}"], ["\N{CAT FACE}"], "has no texts of '\N{CAT FACE}'"),
+    ],
+)
+def test_names_that_fit_several_ways_are_one_line(tmp_path, found, names, words):
+    file = written(tmp_path / "a.json", {name: ["It is a thing."] for name in found})
+    with pytest.raises(UserError, match=words) as error:
+        read_bank(file, names)
+    assert "\n" not in str(error.value)
+
+
+def test_names_of_which_nothing_is_left_are_matched_as_they_are(tmp_path):
+    cat, dog = "\N{CAT FACE}", "\N{DOG FACE}"
+    file = written(tmp_path / "a.json", {dog: ["It barks."], cat: ["It purrs."]})
+    assert read_bank(file, [cat, dog]).texts == {cat: ["It purrs."], dog: ["It barks."]}
 
 
 def test_files_of_a_folder_and_a_map_are_groups(tmp_path):
@@ -62,6 +139,14 @@ def test_files_of_a_folder_and_a_map_are_groups(tmp_path):
 def test_a_csv_file(tmp_path):
     file = written(tmp_path / "a.csv", 'class,text\nb,"Small, and round."\na,Tall.\nb,Blue.\n')
     assert read_bank(file, ["a", "b"]).texts == {"a": ["Tall."], "b": ["Small, and round.", "Blue."]}
+    (tmp_path / "a.csv").write_bytes(b"class,text\rb,Small.\ra,Tall.\r")  # lines end with \r alone
+    assert read_bank(file, ["a", "b"]).texts == {"a": ["Tall."], "b": ["Small."]}
+
+
+def test_a_field_that_is_too_large_is_one_line(tmp_path):
+    file = written(tmp_path / "a.csv", f"class,text\na,Tall.\na,{'x' * 140_000}\n")
+    with pytest.raises(UserError, match=r"a\.csv' is damaged: line 3: field larger than field limit"):
+        read_bank(file, ["a"])
 
 
 def test_a_draw_depends_on_its_seed_alone(tmp_path):
@@ -70,6 +155,16 @@ def test_a_draw_depends_on_its_seed_alone(tmp_path):
     assert one == again and one.texts != other.texts
     assert all(len(set(own)) == 5 for own in one.texts.values())
     assert len(read_bank(file, ["a"], per_class=99).texts["a"]) == 30
+    numbers = [[text.split()[1] for text in one.texts[name]] for name in "ab"]
+    assert numbers[0] != numbers[1]  # classes do not draw alike
+
+
+def test_a_draw_does_not_depend_on_the_other_classes(tmp_path):
+    file = written(tmp_path / "a.json", {name: [f"{name} {i}." for i in range(30)] for name in "abc"})
+    whole, part = (
+        read_bank(file, names, per_class=5, seed=3).texts for names in (["a", "b", "c"], ["C", "b"])
+    )
+    assert part["b"] == whole["b"] and part["C"] == whole["c"]
 
 
 def test_the_banks_of_the_package():
@@ -99,7 +194,7 @@ def test_random_words_are_the_same_for_every_class():
         ({"cat": ["A pet."], "dog": []}, ["no text that can be used for 'dog'"]),
         ({"cat": ["A pet."], "dog": ["  "]}, ["no text that can be used for 'dog'"]),
         ({"cat": "A pet.", "dog": ["A pet."]}, ["lists of texts"]),
-        ({"cat": ["A pet."], "Cat": ["A pet."], "dog": ["A pet."]}, ["'cat' and 'Cat'"]),
+        ('{"cat": ["A pet."], "dog": ["A pet."], "cat": ["Furry."]}', ["damaged", "'cat' is there twice"]),
         ("[1]", ["lists of texts"]),
         ("{", ["damaged"]),
     ],
@@ -137,9 +232,27 @@ def test_texts_that_are_too_long_are_left_out(tiny_model):
     with pytest.warns(UserWarning, match="texts that are longer than the model's context are left out: 1"):
         source = load_source(tiny_model("hf_clip"), labels=lambda: space)
     assert source.labels.names == ("A pet.", "A pet too.") and len(source.text_features) == 2
+    assert source.labels.left_out == (("cat", "word " * 200, "longer than the model's context"),)
     space = LabelSpace.from_texts({"cat": ["word " * 200], "dog": ["A pet too."]})
     with pytest.raises(UserError, match="class 'cat' has no text that is short enough"):
         load_source(tiny_model("hf_clip"), labels=lambda: space)
+
+
+def test_a_class_without_a_short_text_of_a_group_is_named(config, tiny_task, tiny_model, tmp_path):
+    names = tiny_task.class_names
+    paths = {
+        group: written(tmp_path / f"{group}.json", {name: [f"{group} of {name}."] for name in names})
+        for group in ("des", "dist")
+    }
+    long = {name: ["word " * 200 + "."] if name == names[1] else ["It is."] for name in names}
+    run = config(mapping={"kind": "text_pool", "texts": paths, "group_weights": {"des": 0.7, "dist": 0.3}})
+    run.source.name, run.source.canvas = tiny_model("open_clip_vit"), None
+    for texts, first in ((long, names[1]), (dict.fromkeys(names, long[names[1]]), names[0])):
+        written(tmp_path / "dist.json", texts)
+        with pytest.raises(
+            UserError, match=f"class '{first}' has no text of the group 'dist' that is short enough"
+        ):
+            build_classifier(run, tiny_task)
 
 
 @pytest.mark.parametrize("kind", ["text_pool", "text_counts", "blm", "text_mixing", "frequency"])
@@ -159,3 +272,16 @@ def test_a_run_with_descriptions_is_saved_and_loaded(kind, config, tiny_task, ti
     loaded = PromptedClassifier.from_pretrained(tmp_path / "run" / "prompt")
     assert loaded.source.labels == classifier.source.labels
     assert build_classifier(run, tiny_task).source.labels == classifier.source.labels
+
+
+def test_what_a_run_left_out_is_saved(config, tiny_task, tiny_model, tmp_path):
+    names = tiny_task.class_names
+    texts = {name: [f"It is a {name}.", "Cut", "word " * 200 + "."] for name in names}
+    file = written(tmp_path / "texts.json", texts)
+    run = config(mapping={"kind": "text_pool", "texts": file}, train={"epochs": 1})
+    run.source.name, run.source.canvas = tiny_model("open_clip_vit"), None
+    with pytest.warns(UserWarning, match="left out"):
+        classifier, _ = trained(run, tiny_task)
+    left_out = PromptedClassifier.from_pretrained(tmp_path / "run" / "prompt").source.labels.left_out
+    assert left_out == classifier.source.labels.left_out and len(left_out) == 2 * len(names)
+    assert {text.why for text in left_out} == {"cut off", "longer than the model's context"}

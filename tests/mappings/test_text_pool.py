@@ -104,6 +104,10 @@ def test_shares_of_groups():
         ({"pool": "mode"}, "did you mean"),
         ({"top_k": 0}, "mapping.top_k: 0"),
         ({"texts_per_class": 5}, "needs mapping.texts"),
+        ({"phrase_template": "{}: {text}"}, "needs mapping.texts"),
+        ({"phrase_template": "{text}", "texts": "a.json"}, "needs one {} for the class"),
+        ({"texts": {}}, "mapping.texts: {} is empty"),
+        ({"texts": ""}, "mapping.texts: '' is empty"),
     ],
 )
 def test_wrong_values_are_one_line(values, words):
