@@ -1,6 +1,7 @@
 """A bank of texts: files, names, what is left out, the draw, and what a run makes of it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from conftest import trained
@@ -9,6 +10,7 @@ from clipvp import PromptedClassifier, UserError, build_classifier, load_source
 from clipvp.labels.bank import read_bank
 from clipvp.labels.space import LabelSpace
 from clipvp.labels.text_files import bank_names
+from clipvp.training.checkpoint import texts_hash
 
 LONG = "It is a thing of some length."
 
@@ -285,3 +287,5 @@ def test_what_a_run_left_out_is_saved(config, tiny_task, tiny_model, tmp_path):
     left_out = PromptedClassifier.from_pretrained(tmp_path / "run" / "prompt").source.labels.left_out
     assert left_out == classifier.source.labels.left_out and len(left_out) == 2 * len(names)
     assert {text.why for text in left_out} == {"cut off", "longer than the model's context"}
+    labels = classifier.source.labels  # a run goes on whatever was left out of its files
+    assert texts_hash(labels) == texts_hash(replace(labels, left_out=()))
