@@ -3,14 +3,20 @@
     clipvp ares --service http://127.0.0.1:8000 --source.name offline:lite0 --data.name mnist5k
 
 The service's probabilities are distilled into a linear head on the local source's features (distilled/). A padding
-prompt and BLM+ are then trained on the local source with that head (ares/), which asks the service nothing. For
-comparison a linear probe is trained on the same local features and the task's labels (linear_probe/), without service.
-With `--ask_tests true` the service is asked about the test images too, for a linear layer on its answers (on_answers/).
+prompt and BLM+ are then trained on the local source with that head (ares/), which asks the service nothing. Two others
+to compare with: a linear probe on the same local features, without service (linear_probe/); and with `--ask_tests true`
+a linear layer on the service's answers, which asks about validation and test images too (on_answers/). All three train
+on the task's labels.
 `--train.max_queries` bounds the images that the service is asked about. It writes ares.json.
 """
 
 from clipvp.cli import parse, user_errors
 
+WHAT = {
+    "ares": "prompt and BLM+ on the local source, with the head that was distilled from the answers",
+    "linear_probe": "linear layer on the local source's features; needs no service",
+    "on_answers": "linear layer on the service's answers; asks about each new image",
+}
 PAPER = {"prompt.kind": "padding", "mapping.kind": "blm_plus", "optim.lr": 0.01, "train.epochs": 200}
 
 
@@ -30,10 +36,27 @@ def extend(parser) -> None:
     )
 
 
+def service_config(name: str, options: dict):
+    """Return the section ``source`` of the service."""
+    from clipvp.config.parse import from_dict
+    from clipvp.config.schema import SECTIONS
+    from clipvp.registry import UserError
+
+    given, section = {str(key): value for key, value in options.items()}, SECTIONS["source"]
+    if "name" in given:
+        raise UserError(f"--service_options: name is {given['name']!r}; give the service's name as --service")
+    if unknown := sorted(given.keys() - section.keys(name)):
+        raise UserError(f"--service_options: {section.unknown(unknown[0], name)}")
+    try:
+        return from_dict({"source": {"name": name, **given}}).source
+    except UserError as error:
+        raise UserError(f"--service_options: {error}") from error
+
+
 def main() -> None:
     config, options = parse(__doc__, defaults={**PAPER, "output": "runs/ares"}, extend=extend)
     with user_errors():
-        from dataclasses import replace
+        from dataclasses import fields, replace
         from pathlib import Path
 
         import torch
@@ -57,6 +80,7 @@ def main() -> None:
         if not options["service"]:
             raise UserError("--service is missing; give the source to ask, such as http://127.0.0.1:8000")
         check_positive("--distil_epochs", options["distil_epochs"])
+        asked = service_config(options["service"], options["service_options"])
         prepare_cpu()
         accelerator = Accelerator()
         output = Path(config.output)
@@ -97,7 +121,6 @@ def main() -> None:
                 phase=phase,
             )
 
-        asked = SourceConfig(name=options["service"], **options["service_options"])
         student = classifier_of(config.source)
         student.source.classifier_head()  # raises where there is none
         teacher = classifier_of(asked)
@@ -114,7 +137,9 @@ def main() -> None:
         if accelerator.is_main_process:
             save_distilled(folder, local, weight.cpu(), bias.cpu(), service.labels.names, service.name)
         accelerator.wait_for_everyone()
-        head = SourceConfig(name=f"distilled:{folder}", canvas=config.source.canvas)
+        # The folder holds the revision, and the keys that only this source has.
+        kept = {item.name for item in fields(SourceConfig)} - {"name", "revision"}
+        head = SourceConfig(name=f"distilled:{folder}", **{key: getattr(config.source, key) for key in kept})
 
         runs = {"ares": replace(config, source=head)}
         runs["linear_probe"] = replace(
@@ -140,13 +165,17 @@ def main() -> None:
             found["runs"][name] = best
             asks = len(logits) if name != "linear_probe" else 0
             asks += results["queries"]["total"] - results["num_train"] if name == "on_answers" else 0
-            rows.append([name, percent(best["acc1"]), f"{asks:,}"])
+            rows.append([name, WHAT[name], percent(best["acc1"]), f"{asks:,}"])
         if accelerator.is_main_process:
             write_json(output / "ares.json", {**found, "service": service.name, "seed": config.seed})
-        table = tabulate(rows, ["", "test top-1", "images sent to the service"], disable_numparse=True)
+        heads = ["", "what is trained", "test top-1", "images the service was asked about"]
+        table = tabulate(rows, heads, disable_numparse=True)
+        more = (
+            "" if options["ask_tests"] else "\n--ask_tests true adds a linear layer on the service's answers"
+        )
         accelerator.print(
             f"\nthe head's divergence from the answers is {left:.3f} nats, and its first label agrees with theirs on "
-            f"{percent(agree)} of {len(logits)} images\n\n{table}\n\nrun  {output}"
+            f"{percent(agree)} of {len(logits)} images\n\n{table}\n{more}\nrun  {output}"
         )
 
 

@@ -384,7 +384,7 @@ class TrainConfig(_Choice):
             epoch each, where nothing but the mapping trains; when empty, augmented images are encoded anew each epoch.
         gradient: A registered gradient rule: backpropagation; spsa or random_directions, for sources that give no
             gradient; or a plug-in's.
-        max_queries: Most images that training sends to the source, in steps, counting and validation; it ends before
+        max_queries: Most queries to the source in training (steps, counting and validation); it ends before
             the step that would exceed it. The tests at the end come on top, unless what the source gives is computed
             once, before the first epoch: then all images count. No limit when empty.
         protocol: val (a validation split selects) or paper (train on all, report the last epoch; counts and scores are

@@ -30,7 +30,7 @@ class Batches:
         originals: The same images undiminished, for an augmentation that takes them.
 
     Attributes:
-        asks_source: Whether ``outputs`` sends images to the source.
+        asks_source: Whether ``outputs`` asks the source.
     """
 
     asks_source = True

@@ -55,8 +55,8 @@ EPOCH_COLUMNS = {
     "train_loss": "training loss",
     "mapping_changed": "classes remapped",
 }
-# Phases in which images are sent to the source, by their key in results.json, in the order in which they are shown.
-QUERIES_NAME = "images sent to the source"
+# Phases in which the source is asked about images, by their key in results.json, in the order in which they are shown.
+QUERIES_NAME = "queries to the source"
 QUERIES = {
     "features": "features",
     "training": "training",
@@ -165,13 +165,15 @@ def scores_table(metrics: Mapping[str, Any]) -> list[list[Any]]:
 
 
 def queries_text(queries: Mapping[str, int]) -> str:
-    """Return how many images were sent to the source, in all and by phase.
+    """Return how many images the source was asked about, in all and by phase. Answers from the disk count too.
 
     >>> queries_text({"total": 1300, "counting": 1000, "testing": 300})
-    '1,300 images sent to the source: counting 1,000, tests 300'
+    '1,300 queries to the source, answers from the disk included: counting 1,000, tests 300'
     """
     parts = [f"{name} {queries[key]:,}" for key, name in QUERIES.items() if queries.get(key)]
-    return f"{queries['total']:,} {QUERIES_NAME}" + (f": {', '.join(parts)}" if parts else "")
+    return f"{queries['total']:,} {QUERIES_NAME}, answers from the disk included" + (
+        f": {', '.join(parts)}" if parts else ""
+    )
 
 
 def percent(share: float | None) -> str:

@@ -67,14 +67,13 @@ class Service:
         resize: How images are brought to that size, as ``Resize.to_dict`` has it; empty if it does not say.
         model: What it calls its model; empty if it does not say.
         most_images: The most that it takes in a request; None if it does not say.
-        sent: Images sent so far.
 
     Raises:
         UserError: The address is none, the service cannot be reached, or what it says of itself makes no sense.
     """
 
     def __init__(self, url: str, limits: Limits):
-        self.url, self.limits, self.sent, self._next = url.rstrip("/"), limits, 0, 0.0
+        self.url, self.limits, self._next = url.rstrip("/"), limits, 0.0
         try:
             parts = urlsplit(self.url)
             _ = parts.port, self.url.encode("ascii"), (parts.hostname or "").encode("idna")
@@ -102,7 +101,6 @@ class Service:
         """
         body = {"images": [base64.b64encode(png(image)).decode("ascii") for image in images]}
         answer = self._ask("classify", body, len(images))
-        self.sent += len(images)
         return self._check(answer, len(images))
 
     def _check(self, answer: dict[str, Any], count: int) -> np.ndarray:

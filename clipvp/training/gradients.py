@@ -30,7 +30,7 @@ class GradientRule(ABC):
 
     Attributes:
         needs_gradient: Whether the gradient must pass through the source.
-        evaluations: How often a step computes its loss, so how often it sends each of its images to the source.
+        evaluations: How often a step computes its loss, so how often it asks the source about each image.
     """
 
     needs_gradient = False

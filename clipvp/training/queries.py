@@ -1,4 +1,7 @@
-"""Queries: the images that a run sends to its source, counted by phase and bounded by ``train.max_queries``."""
+"""Queries: the images that a run asks its source about, counted by phase and bounded by ``train.max_queries``.
+
+What is found on the disk counts too (features, and answers of a service), so the counts do not depend on earlier runs.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ class Queries:
         classifier: Its prompt says how many views there are, its mapping when it is fitted to a pass.
         data: Splits by name.
         config: ``max_queries`` and ``batch_size`` are used.
-        evaluations: How often a step sends each of its images.
+        evaluations: How often a step asks about each of its images.
         counts: The queries so far by phase, which are updated here.
     """
 
@@ -32,7 +35,7 @@ class Queries:
         self.evaluations, self.counts = evaluations, counts
 
     def asked(self, phase: str, images: int) -> None:
-        """Count images that were sent."""
+        """Count images that the source was asked about."""
         if images:
             self.counts[phase] = self.counts.get(phase, 0) + images
 
@@ -91,6 +94,6 @@ def check_outputs(limit: int | None, data: dict[str, Batches], more_views: int, 
     images = (sum(map(len, data.values())) + more_views * len(data["train"])) * prompt_views
     if limit is not None and images > limit:
         raise UserError(
-            f"train.max_queries: {limit} does not allow this run: all its {images} images, those of the tests too, are "
-            "sent once before the first epoch"
+            f"train.max_queries: {limit} does not allow this run: it asks about all its {images} images, those of "
+            "the tests too, once before the first epoch"
         )

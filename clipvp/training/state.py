@@ -18,7 +18,7 @@ class State:
         best: Epoch and scores of the best validation so far.
         best_on_test: Epoch and scores of the best test, where every epoch is tested; it selects nothing.
         seconds: Seconds by phase before this process started.
-        queries: Images sent to the source so far, by phase; an image under V views counts V times.
+        queries: Images that the source was asked about so far, by phase; an image under V views counts V times.
     """
 
     epoch: int = 0

@@ -83,7 +83,7 @@ class Trainer:
         self.best_state: dict[str, Tensor] = {}
         self.noted: list[Tensor | None] = []  # of the parts of the current step, for part norms
         self.sums: dict[str, Tensor] = {}  # of what trains, over the last epochs, float64 on the CPU
-        # A step sends each of its images so often to the source.
+        # A step asks the source so often about each of its images.
         evaluations = self.gradient_rule.evaluations if groups else 1
         self.queries = Queries(classifier, data, config.train, evaluations, self.state.queries)
         self.queries.asked("features", self.queries.of_outputs())

@@ -79,8 +79,8 @@ class Table:
         seeds: One run for each.
         reference: The method that the others are compared with, on the same seeds.
         score: What is shown of a run, a key of its ``metrics``.
-        columns: What stands beside the accuracies: of trainable (numbers), queries (images sent to the source) and
-            seconds (a run, median).
+        columns: What stands beside the accuracies: of trainable (numbers), queries (images that the source was asked
+            about) and seconds (a run, median).
     """
 
     name: str

@@ -54,7 +54,7 @@ def test_links_to_files_lead_somewhere(page):
 def test_every_method_has_a_page():
     methods = {path.stem for path in (ROOT / "recipes" / "configs" / "methods").glob("*.yaml")}
     pages = {path.stem for path in (ROOT / "docs" / "pages" / "methods").glob("*.md")} - {"index"}
-    assert methods == pages
+    assert methods | {"ares"} == pages  # which is a command
     index = (ROOT / "docs" / "pages" / "methods" / "index.md").read_text(encoding="utf-8")
     assert {name for name in methods if f"`{name}`" not in index} == set()
 

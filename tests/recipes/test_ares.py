@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import yaml
 from conftest import write_image_folder
 from test_recipes import run  # noqa: F401, a fixture
 
@@ -57,10 +58,12 @@ def test_a_distilled_source_scores_the_heads_labels(tiny_timm, tmp_path):
         load_source(name)
 
 
+@pytest.mark.filterwarnings("ignore:source.precision")
 def test_the_recipe_asks_once(run, tiny_timm, tiny_hf, tmp_path, capsys):  # noqa: F811
     folder = write_image_folder(tmp_path / "images", {"train": 24, "val": 9, "test": 15}, 3)
     options = {"source.name": tiny_timm, "source.canvas": 32, "data.name": folder, "prompt.image_size": 16}
     options |= {"train.epochs": 2, "train.batch_size": 8, "train.progress": "false", "service": tiny_hf}
+    options |= {"source.precision": "bf16", "source.local_files_only": "true"}
     options |= {
         "distil_epochs": 5,
         "output": "ares",
@@ -74,6 +77,15 @@ def test_the_recipe_asks_once(run, tiny_timm, tiny_hf, tmp_path, capsys):  # noq
         line.split()[0]: line.split()[-1] for line in printed.splitlines() if line[:1] in "alo" and line[1:]
     }
     assert (rows["ares"], rows["linear_probe"], rows["on_answers"]) == ("24", "0", "48")
+    for line in (
+        "linear layer on the local source's features; needs",
+        "linear layer on the service's answers; asks",
+    ):
+        assert line in printed
+    # The second stage has the local source's settings.
+    second = yaml.safe_load((tmp_path / "ares" / "ares" / "config.yaml").read_text())["source"]
+    assert second["name"] == "distilled:ares/distilled" and second["canvas"] == 32
+    assert second["precision"] == "bf16" and second["local_files_only"] is True
     prompt = PromptedClassifier.from_pretrained(tmp_path / "ares" / "ares" / "prompt")
     assert len(prompt.source.labels) == 7 and prompt.source.name == "distilled:ares/distilled"
 
@@ -114,3 +126,20 @@ def test_a_missing_service_is_named(run, capsys):  # noqa: F811
     with pytest.raises(SystemExit) as stopped:
         run("ares")
     assert stopped.value.code == 2 and "--service is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ("{name: x}", "name is 'x'; give the service's name as --service"),
+        ("{per_secnd: 5}", "unknown key 'source.per_secnd'; did you mean 'source.per_second'"),
+        ("{per_second: often}", "per_second"),
+        ("{1: 2}", "unknown key 'source.1'"),
+    ],
+)
+def test_wrong_options_of_the_service_are_one_line(given, message, run, capsys):  # noqa: F811
+    with pytest.raises(SystemExit) as stopped:
+        run("ares", "--service=http://127.0.0.1:1", f"--service_options={given}")
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1
+    assert "--service_options: " in error and message in error

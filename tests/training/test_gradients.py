@@ -174,7 +174,10 @@ def test_queries_are_the_images_that_the_source_sees(train, mapping, config, tin
     assert rows[-1]["queries"] == queries["total"] - queries["testing"]
     saved = json.loads((tmp_path / "run" / "prompt" / "config.json").read_text())
     assert saved["results"]["queries"] == queries
-    assert f"{queries['total']:,} images sent" in (tmp_path / "run" / "prompt" / "README.md").read_text()
+    assert (
+        f"{queries['total']:,} queries to the source, answers from the disk included"
+        in (tmp_path / "run" / "prompt" / "README.md").read_text()
+    )
 
 
 @pytest.mark.parametrize("limit", [142, 143, 241, 242, 500])
@@ -207,7 +210,9 @@ def test_a_limit_below_outputs_that_are_computed_once_is_refused_before_they_are
     run.train.max_queries = 102
     classifier = build_classifier(run, tiny_task)
     classifier.source.network.register_forward_hook(lambda *given: pytest.fail("it was asked"))
-    with pytest.raises(UserError, match="max_queries: 102 does not allow this run: all its 103 images"):
+    with pytest.raises(
+        UserError, match="max_queries: 102 does not allow this run: it asks about all its 103 images"
+    ):
         fit(classifier, tiny_task, run)
     assert not (tmp_path / "run").exists()
 

@@ -1,4 +1,4 @@
-"""A picture of accuracies by the images that were sent to the source."""
+"""A picture of accuracies by the queries to the source."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, YELLOW)
 def plot_queries(
     runs: Mapping[str, Sequence[Mapping[str, Any]]], key: str = "val_acc1", ax: Axes | None = None
 ) -> Figure:
-    """Draw an accuracy of several runs over the images sent to the source so far, which has a logarithmic axis.
+    """Draw an accuracy of several runs over the queries to the source so far, which has a logarithmic axis.
 
     Args:
         runs: The name of each run and its history, one row an epoch with ``queries`` and ``key``.
