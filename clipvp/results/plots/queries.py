@@ -28,7 +28,7 @@ def plot_queries(
     Returns:
         The figure.
     """
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
     series = {
         name: [(row["queries"], row[key]) for row in history if row.get("queries") and finite(row.get(key))]
@@ -47,6 +47,9 @@ def plot_queries(
         look |= {"marker": "o" if len(points) <= 30 else "", "markersize": 3.5, "linewidth": 1.6}
         ax.plot(*(zip(*points, strict=True) if points else ((), ())), label=shorten(name, 40), **look)
     ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.grid(color="0.9", linewidth=0.6)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None, symbol=" %"))
     ax.set(xlabel=QUERIES_NAME, ylabel=EPOCH_COLUMNS.get(key, key))
