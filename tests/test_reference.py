@@ -1,7 +1,10 @@
 """Prompts as the code of ILM-VP saves them: read as tensors, the same predictions as its formulas."""
 
+import contextlib
 import os
+import re
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from torch.nn import functional as F
 
 from clipvp import PromptedClassifier, UserError
 from clipvp.cli.main import main
+from clipvp.data.catalog import TASK_TABLE
 from clipvp.reference import import_prompt, read_reference
 
 NAMES = ["ant", "bee", "cow"]
@@ -116,6 +120,24 @@ def test_what_does_not_fit_is_one_line(change, words, tiny_timm, tmp_path):
     with pytest.raises(UserError, match=words) as error:
         import_prompt(path, tiny_timm, NAMES)
     assert "\n" not in str(error.value)
+
+
+def test_the_verb_takes_the_names_of_the_tasks_that_the_page_names(tmp_path, tiny_timm, capsys):
+    page = (Path(__file__).parents[1] / "docs" / "pages" / "paper.md").read_text()
+    sentence = page[page.index("`--classes` is a file") :].partition(". ")[0]
+    paper = {name: entry for name, entry in TASK_TABLE.items() if entry.paper}
+    known = {name for name, entry in paper.items() if entry.names() is not None}
+    assert set(re.findall(r"`(\w+)`", sentence)) == known and "cifar10" in known
+    for name, words in (("cifar10", "padding prompt of 10 classes"), ("cifar100", "come with its data")):
+        checkpoint(tmp_path / "best.pth", padding_mask(32, 16), tuple(range(10)))
+        given = ["--source", tiny_timm, "--classes", name, "--output", str(tmp_path / name)]
+        with contextlib.suppress(SystemExit):
+            main(["import", str(tmp_path / "best.pth"), *given])
+        assert words in "".join(capsys.readouterr())
+    assert PromptedClassifier.from_pretrained(tmp_path / "cifar10").class_names[:2] == [
+        "airplane",
+        "automobile",
+    ]
 
 
 def test_the_verb_saves_a_prompt(tiny_timm, tmp_path, capsys):

@@ -118,6 +118,7 @@ def _imagenet(subset: str | None = None) -> list[str]:
 
 _THREE = {"train": "train", "val": "validation", "test": "test"}
 _DIGITS = _listed("zero, one, two, three, four, five, six, seven, eight, nine")
+_OBJECTS = _listed("airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck")
 _FLOWERS = _listed(
     """pink primrose, hard-leaved pocket orchid, canterbury bells, sweet pea, english marigold, tiger lily,
     moon orchid, bird of paradise, monkshood, globe thistle, snapdragon, colt's foot, king protea, spear thistle,
@@ -259,6 +260,7 @@ TASK_TABLE = {
         revision="0b2714987fa478483af9968de7c934580d0bb9a2",
         config="plain_text",
         columns=("img", "label"),
+        class_names=_OBJECTS,
         image_size=32,
         paper=(50000, 10000),
         checked="card: columns, classes, splits; revision from code",

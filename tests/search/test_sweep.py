@@ -77,6 +77,17 @@ def test_successive_halving_ends_a_trial_by_the_validation_of_its_first_epoch(ba
     )
 
 
+def test_the_median_rule_ends_a_trial_below_the_median_of_five(base, tiny_task):
+    """A head that does not train is as weak in the first five trials, which all run to their end."""
+    space = {"train.batch_size": [8, 16, 32], "mapping.train": [True, False]}
+    settings = SweepConfig(space=space, sampler="grid", pruner="median", min_epochs=2)
+    found = sweep(base(), settings, tiny_task)
+    assert [row["params"]["mapping.train"] for row in found.trials] == [True, False] * 3
+    assert [(row["state"], row["epochs"]) for row in found.trials] == [("complete", 4)] * 5 + [("pruned", 2)]
+    weak = [row["val_acc1"] for row in found.trials[1::2]]
+    assert weak == pytest.approx([1 / 3] * 3) and found.val_acc1 > 0.5 and found.best.mapping.train
+
+
 def test_more_trials_later_and_one_storage_for_one_space(base, tiny_task, tmp_path):
     def settings(trials, space=RATE):
         return SweepConfig(space=space, trials=trials, storage=f"sqlite:///{tmp_path}/trials.db")
