@@ -87,13 +87,17 @@ class Comparison:
         return table + "".join(f"<p>{escape(line)}</p>" for line in lines)
 
 
+def _listed(names: str | Sequence[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
+
+
 def compare(
     data: str | DataConfig | None = None,
     *,
     config: RunConfig | None = None,
-    methods: Sequence[str] = (),
-    tasks: Sequence[str] = (),
-    sources: Sequence[str] = (),
+    methods: str | Sequence[str] = (),
+    tasks: str | Sequence[str] = (),
+    sources: str | Sequence[str] = (),
     vary: Mapping[str, Sequence[Any]] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
     budget: float | None = None,
@@ -131,9 +135,9 @@ def compare(
     check_positive("--budget", budget)
     plan = make_plan(
         config,
-        methods=list(methods),
-        tasks=list(tasks),
-        sources=list(sources),
+        methods=_listed(methods),
+        tasks=_listed(tasks),
+        sources=_listed(sources),
         vary={} if vary is None else vary,
         seeds=list(seeds),
         output=output,

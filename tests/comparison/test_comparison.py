@@ -116,7 +116,7 @@ def test_a_run_that_another_process_holds_waits_and_is_taken_over(config, ran, t
 
 def test_a_run_that_another_process_finished_is_read(config, ran, tmp_path):
     [job] = jobs_of(config, METHODS[:1], [0], tmp_path / "grid")
-    compare(config=config, methods=METHODS[:1], seeds=[0], say=lambda line: None)
+    compare(config=config, methods=METHODS[0], seeds=[0], say=lambda line: None)  # one name is a list of one
     outcome = Outcome()
     run_jobs([job], {job.key: Cost(1.0)}, outcome, Accelerator())
     assert outcome.results[job.key]["seed"] == 0 and len(ran) == 1
