@@ -82,7 +82,7 @@ class TextCountsMapping(Refreshed, LabelMapping):
         return cls(len(labels), len(class_names), class_of, *options)
 
     def forward(self, outputs: Tensor) -> Tensor:
-        own = outputs.new_zeros(len(outputs), self.num_target)
+        own = outputs.new_zeros(outputs.shape[0], self.num_target)
         return own.index_add(1, self.class_of, outputs * self.weight)
 
     def statistic(self) -> TextCounts:

@@ -78,7 +78,7 @@ class TextMixingMapping(LabelMapping):
 
     def forward(self, outputs: Tensor) -> Tensor:
         weighted = outputs * self.text_weights()
-        own = outputs.new_zeros(len(outputs), self.num_target).index_add(1, self.class_of, weighted)
+        own = outputs.new_zeros(outputs.shape[0], self.num_target).index_add(1, self.class_of, weighted)
         return own + own @ self.mixing
 
     def matrix(self) -> Tensor:

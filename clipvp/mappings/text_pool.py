@@ -104,7 +104,7 @@ class TextPoolMapping(LabelMapping):
             values = values.topk(min(self._most(), values.shape[2]), dim=2).values
             there = there[:, : values.shape[2]]  # what is missing is last
         pooled = values.masked_fill(~there, 0).sum(2) / there.sum(1)
-        return (pooled.view(len(outputs), self.num_target, -1) * self.shares).sum(2)
+        return (pooled.view(outputs.shape[0], self.num_target, -1) * self.shares).sum(2)
 
     def _most(self) -> int:
         return 1 if self.pool == "max" else self.top_k
