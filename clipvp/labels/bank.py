@@ -19,9 +19,8 @@ from .text_files import read_texts, text_files
 from .waffle import WAFFLE, WAFFLE_TEXTS, waffle_texts
 
 SHORTEST = 20  # characters of a sentence without punctuation, as AttrVR's code has it (arXiv 2501.13982)
-PHRASE = (
-    50  # characters of a sentence without punctuation, at least; phrases, such as "six petals", have fewer
-)
+# Characters of a sentence without punctuation, at least; phrases, such as "six petals", have fewer.
+PHRASE = 50
 _ENDS = (".", "!", "?", '"', "'", ")")
 _STREAM = 0xBA2C  # keeps the draws apart from other numbers of the same seed
 _SHOWN = 3  # names in a message

@@ -32,9 +32,8 @@ class AnswerStore:
 
     def __init__(self, path: Path):
         self.path = path
-        self._open = (
-            threading.local()
-        )  # a connection belongs to one thread of one process: a fork opens its own
+        # A connection belongs to one thread of one process: a fork opens its own.
+        self._open = threading.local()
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, np.ndarray]:
         """Return the rows, float32, of those keys that are known."""
