@@ -99,9 +99,8 @@ def main() -> None:
             raise UserError(
                 f"train.max_queries: {limit} does not allow this run: it asks about {asks} images once"
             )
-        config = replace(
-            config, train=replace(config.train, max_queries=None)
-        )  # what follows is bounded by this
+        # What follows asks the service nothing, or what was counted above.
+        config = replace(config, train=replace(config.train, max_queries=None))
         on_logits = MappingConfig(kind="linear", takes="logits", standardise=True)
         plain = replace(config, prompt=PromptConfig(kind="none"), mapping=on_logits)
 

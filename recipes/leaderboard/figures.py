@@ -29,9 +29,8 @@ _MARKED = re.compile(r"<!-- figures: ([^>]+) -->\n(.*?)<!-- end -->", re.DOTALL)
 _TABLE = re.compile(r"<!-- table: \S+ -->\n.*?<!-- end -->", re.DOTALL)
 _CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
 _LINK = re.compile(r"\]\([^)]*\)")
-_NAMES = re.compile(
-    r"CIFAR-10\b|MobileNetV2|ViT-[BL]/\d+|\b[BL]/\d+|95 %(?= (?:t )?intervals?)"
-)  # no figures
+# Names with numbers, which are no figures.
+_NAMES = re.compile(r"CIFAR-10\b|MobileNetV2|ViT-[BL]/\d+|\b[BL]/\d+|95 %(?= (?:t )?intervals?)")
 _NUMBER = r"(?<![\w.,])(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?![\w]|\.\d)"
 _UNIT = (
     r"(?:\*\*)? ?(?:%|points?\b|±|ms\b|s\b|minutes?\b|seconds?\b|hours?\b|times as\b|kB\b|MB\b|GB\b|images/s)"
