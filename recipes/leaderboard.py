@@ -52,6 +52,7 @@ def main() -> None:
         from leaderboard.figures import problems
         from leaderboard.outcomes import collect, read_outcomes, write_outcomes
         from leaderboard.pages import markdown, pages, write_pages
+        from leaderboard.summaries import summary_tables
         from leaderboard.tables import RESULTS, read_places, read_tables
 
         tables = read_tables(config.only)
@@ -75,7 +76,8 @@ def main() -> None:
             table.name: markdown(table, read_outcomes(RESULTS / f"{table.name}.json"))
             for table in read_tables()
         }
-        for path in write_pages(shown | benchmark_tables() | comparison_tables(), pages()):
+        shown |= benchmark_tables() | comparison_tables() | summary_tables()
+        for path in write_pages(shown, pages()):
             print(f"{path}: tables renewed")
         for problem in problems(pages()):
             print(problem)

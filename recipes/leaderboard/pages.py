@@ -1,7 +1,8 @@
 """Tables in Markdown, and the marked places of pages that show them.
 
 A page holds a table between ``<!-- table: NAME -->`` and ``<!-- end -->``; what is between is written by
-recipes/leaderboard.py and never by hand. ``speed/NAME`` is a benchmark's, ``comparisons/NAME`` a comparison's.
+recipes/leaderboard.py and never by hand. ``speed/NAME`` is a benchmark's, ``comparisons/NAME`` a comparison's,
+``summaries/NAME`` a short one of several.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from benchmark.config import BenchmarkConfig
 from conftest import write_image_folder
-from leaderboard import benchmarks, comparisons, differences, figures, pages, tables
+from leaderboard import benchmarks, comparisons, differences, figures, pages, summaries, tables
 from leaderboard.outcomes import read_outcomes, write_outcomes
 from leaderboard.tables import RESULTS, Table, located, read_places, read_tables
 from scipy import stats
@@ -36,7 +36,7 @@ def test_marked_tables_are_what_the_files_hold():
         table.name: pages.markdown(table, read_outcomes(RESULTS / f"{table.name}.json"))
         for table in read_tables()
     }
-    held |= benchmarks.benchmark_tables() | comparisons.comparison_tables()
+    held |= benchmarks.benchmark_tables() | comparisons.comparison_tables() | summaries.summary_tables()
     for path in pages.pages():
         for name, shown in pages.marked(path.read_text(encoding="utf-8")).items():
             assert name in held, f"{path} shows the table {name}, which no file describes"
@@ -104,6 +104,15 @@ def test_the_differences_of_the_sweep_follow_from_its_runs():
         kept = held[f"{words}, tpe_asha minus random"]
         expected = [np.mean(np.subtract(tpe, random)), low, high]
         assert [kept["mean"], kept["low"], kept["high"]] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_short_table_of_a_cell_that_no_file_holds_is_refused():
+    held = json.loads((RESULTS / "features_lite0.json").read_text())
+    (cell,) = [each for each in held["cells"] if (each["task"], each["method"]) == ("GTSRB", "blm")]
+    mean = 100 * np.mean([run["scores"]["test.last"] for run in cell["runs"]])
+    assert summaries.cell("features_lite0", "blm", ["GTSRB"]) == f"{mean:.1f}"
+    with pytest.raises(UserError, match="features_lite0.json has no dga of GTSRB"):
+        summaries.cell("features_lite0", ["blm", "dga"], "GTSRB")
 
 
 def test_every_mark_has_its_end():
