@@ -29,7 +29,7 @@ def summary_tables() -> dict[str, str]:
         columns = described["columns"]
         lines = [columns, ["---", *["---:"] * (len(columns) - 1)]]
         lines += [
-            [cell if isinstance(cell, str) else cell(*cell) for cell in row] for row in described["rows"]
+            [each if isinstance(each, str) else cell(*each) for each in row] for row in described["rows"]
         ]
         found[f"summaries/{path.stem}"] = "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
     return found
