@@ -97,7 +97,9 @@ def test_it_is_the_formula_in_loops(crops):
         torch.testing.assert_close(row, torch.tensor(expected), rtol=1e-4, atol=1e-4)
         loss = loss - sum(logs[owner[target]] for logs, owner in zip(terms, parents, strict=True)) / 3
     torch.testing.assert_close(mapping.extra_loss(outputs, targets), loss, rtol=1e-4, atol=1e-4)
-    assert mapping.matrix() is None and mapping.links(2).index[2].tolist() in ([2, 6], [6, 2], [2, 7])
+    assert (
+        mapping.matrix() is None and (mapping.links(2).index == -1).all()
+    )  # each image weighs its own texts
 
 
 def test_gradients_are_finite_where_classes_are_far_apart():
