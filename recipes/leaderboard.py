@@ -76,7 +76,7 @@ def main() -> None:
             table.name: markdown(table, read_outcomes(RESULTS / f"{table.name}.json"))
             for table in read_tables()
         }
-        shown |= benchmark_tables() | comparison_tables() | summary_tables()
+        shown |= benchmark_tables(RESULTS) | comparison_tables(RESULTS) | summary_tables(RESULTS)
         for path in write_pages(shown, pages()):
             print(f"{path}: tables renewed")
         for problem in problems(pages()):

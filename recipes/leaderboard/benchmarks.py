@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any
 
 from benchmark.config import PARTS, BenchmarkConfig
 from benchmark.tables import table
 
-from .tables import RESULTS
-
 _LEFT_OUT = ("json", "data")  # places of one machine
 
 
-def benchmark_tables() -> dict[str, str]:
-    """Return the tables of all kept benchmarks as Markdown, each under ``speed/NAME``."""
-    paths = sorted((RESULTS / "speed").glob("*.json"))
+def benchmark_tables(folder: Path) -> dict[str, str]:
+    """Return the tables of all benchmarks that a folder keeps as Markdown, each under ``speed/NAME``."""
+    paths = sorted((folder / "speed").glob("*.json"))
     return {
         f"speed/{path.stem}": benchmark_markdown(json.loads(path.read_text(encoding="utf-8")))
         for path in paths

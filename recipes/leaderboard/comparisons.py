@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
-from .tables import RESULTS
 
-
-def comparison_tables() -> dict[str, str]:
-    """Return the tables of all kept comparisons as Markdown, each under ``comparisons/NAME``."""
-    paths = sorted((RESULTS / "comparisons").glob("*.json"))
+def comparison_tables(folder: Path) -> dict[str, str]:
+    """Return the tables of all comparisons that a folder keeps as Markdown, each under ``comparisons/NAME``."""
+    paths = sorted((folder / "comparisons").glob("*.json"))
     held = {f"comparisons/{path.stem}": json.loads(path.read_text(encoding="utf-8")) for path in paths}
     return {name: comparison_markdown(each["rows"]) for name, each in held.items()}
 

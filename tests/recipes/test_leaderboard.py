@@ -36,7 +36,11 @@ def test_marked_tables_are_what_the_files_hold():
         table.name: pages.markdown(table, read_outcomes(RESULTS / f"{table.name}.json"))
         for table in read_tables()
     }
-    held |= benchmarks.benchmark_tables() | comparisons.comparison_tables() | summaries.summary_tables()
+    held |= (
+        benchmarks.benchmark_tables(RESULTS)
+        | comparisons.comparison_tables(RESULTS)
+        | summaries.summary_tables(RESULTS)
+    )
     for path in pages.pages():
         for name, shown in pages.marked(path.read_text(encoding="utf-8")).items():
             assert name in held, f"{path} shows the table {name}, which no file describes"
@@ -110,9 +114,9 @@ def test_a_short_table_of_a_cell_that_no_file_holds_is_refused():
     held = json.loads((RESULTS / "features_lite0.json").read_text())
     (cell,) = [each for each in held["cells"] if (each["task"], each["method"]) == ("GTSRB", "blm")]
     mean = 100 * np.mean([run["scores"]["test.last"] for run in cell["runs"]])
-    assert summaries.cell("features_lite0", "blm", ["GTSRB"]) == f"{mean:.1f}"
+    assert summaries.cell(RESULTS, "features_lite0", "blm", ["GTSRB"]) == f"{mean:.1f}"
     with pytest.raises(UserError, match="features_lite0.json has no dga of GTSRB"):
-        summaries.cell("features_lite0", ["blm", "dga"], "GTSRB")
+        summaries.cell(RESULTS, "features_lite0", ["blm", "dga"], "GTSRB")
 
 
 def test_every_mark_has_its_end():
