@@ -239,12 +239,15 @@ def test_several_processes_end_where_one_has_no_memory(config):
         prepare.reason_to_go_on(MemoryError(), several)
 
 
+def _with_other_images(run: Path) -> None:
+    """Let a finished run say that it learned from other images."""
+    results = run / "results.json"
+    results.write_text(results.read_text().replace(read_results(run)["split_hash"], "0123456789abcdef"))
+
+
 def test_data_of_another_seed_that_changed_is_refused_before_anything_runs(config, ran):
     compare(config=config, methods=METHODS[:1], seeds=[1], say=lambda line: None)
-    results = Path(config.output, "class_means", "seed1", "results.json")
-    results.write_text(
-        results.read_text().replace(read_results(results.parent)["split_hash"], "0123456789abcdef")
-    )
+    _with_other_images(Path(config.output, "class_means", "seed1"))
     with pytest.raises(UserError, match="class_means/seed1 and .*linear_probe/seed1 cannot be in one table"):
         compare(config=config, methods=METHODS, seeds=[0, 1], say=lambda line: None)
     assert ran == ["class_means/seed1"]
@@ -262,10 +265,7 @@ def test_more_seeds_on_an_enlarged_test_set_are_refused_before_anything_runs(con
 
 def test_data_that_changed_between_runs_is_refused_before_anything_runs(config, ran):
     compare(config=config, methods=METHODS[:1], seeds=[0], say=lambda line: None)
-    results = Path(config.output, "class_means", "seed0", "results.json")
-    results.write_text(
-        results.read_text().replace(read_results(results.parent)["split_hash"], "0123456789abcdef")
-    )
+    _with_other_images(Path(config.output, "class_means", "seed0"))
     with pytest.raises(UserError, match="cannot be in one table.*0123456789abcdef.*the data has changed"):
         compare(config=config, methods=METHODS, seeds=[0], say=lambda line: None)
     assert ran == ["class_means/seed0"]

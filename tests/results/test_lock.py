@@ -1,7 +1,5 @@
 """One run at a time writes a folder, and a run that was killed is in nobody's way."""
 
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -56,9 +54,8 @@ def test_a_recipe_is_refused_before_anything_is_read(recipe, holder, tmp_path):
     )
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_a_killed_run_is_in_nobodys_way(holder, tmp_path):
-    holder.send_signal(signal.SIGKILL)
+    holder.kill()
     holder.wait()
     run = RunFolder(tmp_path / "run")
     run.claim(resume=False, overwrite=False)
