@@ -142,13 +142,11 @@ class Given:
         """
         found = [*self.ranges, *((-high, -low, middle and -middle) for low, high, middle in self.ranges)]
         found = [middle for *ends, middle in found if _rounds_to(ends[0], low) and _rounds_to(ends[1], high)]
-        if mean is None:
-            return bool(found)
         known = [middle for middle in found if middle is not None]
+        if mean is None or not known:
+            return bool(found)
         signed = mean[0] in "+-"
-        return any(_rounds_to(middle if signed else abs(middle), mean) for middle in known) or (
-            found and not known
-        )
+        return any(_rounds_to(middle if signed else abs(middle), mean) for middle in known)
 
 
 def _rounds_to(number: float, figure: str) -> bool:
