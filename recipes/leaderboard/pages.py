@@ -63,7 +63,8 @@ def markdown(table: Table, outcomes: dict[str, Any]) -> str:
     headers = ["", *table.columns]
     for source, task in pairs:
         name = task if len(table.sources) == 1 else f"{task}, {source}"
-        headers += [f"{name} (%)", f"minus {table.reference}", "seeds"]
+        headers += [f"{name} (%)", f"minus {table.reference}"]
+    most = _most_runs(outcomes)
     apart = {pair: not_zero(columns[pair], table.reference, table.score) for pair in pairs}
     rows = []
     for method in table.methods:
@@ -76,17 +77,21 @@ def markdown(table: Table, outcomes: dict[str, Any]) -> str:
             minus = paired(runs, columns[pair].get(table.reference, {}), table.score)
             if method == table.reference:
                 minus = ""
-            row += [
-                spread([run["scores"][table.score] for run in runs.values()]),
-                f"**{minus}**" if method in apart[pair] else minus,
-                str(len(runs)),
-            ]
+            score = spread([run["scores"][table.score] for run in runs.values()])
+            if 0 < len(runs) < most:
+                score += f" (seeds: {len(runs)})"
+            row += [score, f"**{minus}**" if method in apart[pair] else minus]
         rows.append(row)
     if not rows:
         return "No run has finished yet.\n"
     align = ["---", *["---:"] * (len(headers) - 1)]
     lines = [f"| {' | '.join(cells)} |" for cells in ([*headers], align, *rows)]
     return "\n".join([*lines, "", caption(table, outcomes), ""])
+
+
+def _most_runs(outcomes: dict[str, Any]) -> int:
+    """Return the number of seeds of the cell that has most."""
+    return max((len(cell["runs"]) for cell in outcomes["cells"]), default=0)
 
 
 def _column(name: str, runs: Sequence[dict[str, Any]]) -> str:
@@ -111,10 +116,11 @@ def spread(shares: Sequence[float]) -> str:
 def caption(table: Table, outcomes: dict[str, Any]) -> str:
     """Return what is said below a table."""
     runs = [run for cell in outcomes["cells"] for run in cell["runs"]]
+    most = _most_runs(outcomes)
     devices = dict.fromkeys(environment["device"] or "CPU" for environment in outcomes["environments"])
     over = "seeds and images" if all("right" in run for run in runs) else "seeds"
     return (
-        f"{table.about.strip()} Top-1 in %, mean ± standard deviation over the seeds; differences to "
+        f"{table.about.strip()} Top-1 in %, mean ± standard deviation over {most} seeds; differences to "
         f"`{table.reference}` are paired by seed, with their 95 % interval (t over {over}), and bold where they "
         f"are not 0 after Holm's correction over the column. {len(runs)} runs of "
         f"{statistics.median(run['seconds'] for run in runs):.0f} s each (median; {', '.join(devices)}): "
