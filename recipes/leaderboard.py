@@ -29,8 +29,9 @@ class LeaderboardConfig:
         only: Tables in their order, one or a list; all when empty.
         data: Where tasks and models lie that are not taken from the hub, a list of NAME=PLACE.
         output: Folder of the runs.
-        do: run (what is not finished, then collect), collect (outcomes of finished runs into the JSON files, then
-            pages) or pages (the tables of README and docs from the JSON files, and which figures no file gives).
+        do: run (what is not finished, then collect), collect (outcomes of finished runs into the JSON files and
+            pictures, then pages) or pages (the tables of README and docs from the JSON files, and which figures no file
+            gives).
     """
 
     only: str | list[str] = field(default_factory=list)
@@ -51,7 +52,8 @@ def main() -> None:
         from leaderboard.comparisons import comparison_tables
         from leaderboard.figures import problems
         from leaderboard.outcomes import collect, read_outcomes, write_outcomes
-        from leaderboard.pages import markdown, pages, write_pages
+        from leaderboard.pages import ROOT, markdown, pages, write_pages
+        from leaderboard.pictures import draw_queries
         from leaderboard.summaries import summary_tables
         from leaderboard.tables import RESULTS, read_places, read_tables
 
@@ -72,6 +74,10 @@ def main() -> None:
                 outcomes = collect(table, runs[table.name], read_outcomes(path))
                 write_outcomes(path, outcomes)
                 print(f"{path}: {sum(len(cell['runs']) for cell in outcomes['cells'])} runs")
+                if table.picture:
+                    picture = ROOT / "docs" / "pages" / "images" / table.picture
+                    if draw_queries(table, runs[table.name], picture):
+                        print(f"{picture}: drawn")
         shown = {
             table.name: markdown(table, read_outcomes(RESULTS / f"{table.name}.json"))
             for table in read_tables()

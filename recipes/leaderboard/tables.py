@@ -81,6 +81,7 @@ class Table:
         score: What is shown of a run, a key of its ``metrics``.
         columns: What stands beside the accuracies: of trainable (numbers), queries (images that the source was asked
             about) and seconds (a run, median).
+        picture: A file in docs/pages/images for the validation accuracy by queries; None for no picture.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Table:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     score: str = "test.last"
     columns: list[str] = field(default_factory=lambda: ["trainable"])
+    picture: str | None = None
 
     def __post_init__(self):
         self.methods = {name: method_values(name, more or {}) for name, more in self.methods.items()}

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from benchmark.config import BenchmarkConfig
 from conftest import write_image_folder
-from leaderboard import benchmarks, comparisons, differences, figures, pages, summaries, tables
+from leaderboard import benchmarks, comparisons, differences, figures, pages, pictures, summaries, tables
 from leaderboard.outcomes import read_outcomes, write_outcomes
 from leaderboard.tables import RESULTS, Table, located, read_places, read_tables
 from scipy import stats
@@ -22,6 +22,7 @@ import clipvp
 from clipvp.cli import parse
 from clipvp.registry import UserError
 from clipvp.results.correct import pack
+from clipvp.results.plots import plot_queries
 from clipvp.scoring.significance import over_seeds, over_seeds_and_images
 
 ROOT = Path(__file__).parents[2]
@@ -193,7 +194,12 @@ def test_numbers_of_a_table_are_scipys():
     assert blm_row[:4] == ["`blm`", "1,234", spread, f"{mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"]
     assert blm_row[4:] == ["25.0 (seeds: 1)", "-"]
     assert ilm_row[3:] == ["", "-", ""]
-    assert "7" not in lines[0] and "over 4 seeds" in lines[-1] and "9 runs of 2 s" in lines[-1] and "a processor" in lines[-1]
+    assert (
+        "7" not in lines[0]
+        and "over 4 seeds" in lines[-1]
+        and "9 runs of 2 s" in lines[-1]
+        and "a processor" in lines[-1]
+    )
 
 
 def test_an_interval_is_over_seeds_and_images_where_the_images_are_kept():
@@ -335,6 +341,23 @@ def test_a_table_from_its_description_to_a_page(leaderboard, tmp_path, monkeypat
     assert (leaderboard.folder / "small.json").read_text() == text  # what another machine ran is kept
     leaderboard()
     assert ran == [str(gone.parent)]
+
+
+def test_the_picture_of_queries_is_the_mean_over_seeds(tmp_path, monkeypatch):
+    table, drawn = table_of(tasks={"t": {}}, seeds=[0, 1], picture="queries.png"), {}
+    runs = table.runs(tmp_path, {})
+    monkeypatch.setattr(pictures, "plot_queries", lambda curves: drawn.update(curves) or plot_queries(curves))
+    path = tmp_path / "queries.png"
+    assert not pictures.draw_queries(table, runs, path) and not path.exists()
+    for run in runs:
+        rows = [{"epoch": 1, "queries": 10}, {"epoch": 2, "queries": 20, "val_acc1": 0.2 + 0.4 * run.seed}]
+        if run.cell.method == "ilm":  # blm asks no more after its first epoch
+            rows.append({"epoch": 3, "queries": 30, "val_acc1": 0.9})
+        run.folder.mkdir(parents=True)
+        (run.folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert pictures.draw_queries(table, runs, path) and path.read_bytes().startswith(b"\x89PNG")
+    points = {name: [(row["queries"], row["val_acc1"]) for row in curve] for name, curve in drawn.items()}
+    assert points == {"ilm": [(20, pytest.approx(0.4)), (30, 0.9)], "blm": [(20, pytest.approx(0.4))]}
 
 
 def test_outcomes_of_other_settings_are_not_kept(leaderboard, tmp_path, capsys):
