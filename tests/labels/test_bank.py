@@ -151,6 +151,12 @@ def test_a_field_that_is_too_large_is_one_line(tmp_path):
         read_bank(file, ["a"])
 
 
+def test_a_quote_that_does_not_end_is_refused(tmp_path):
+    file = written(tmp_path / "a.csv", 'class,text\na,"Tall.\nb,Small.\n')
+    with pytest.raises(UserError, match=r"a\.csv' is damaged: line 3: unexpected end of data"):
+        read_bank(file, ["a", "b"])
+
+
 def test_a_draw_depends_on_its_seed_alone(tmp_path):
     file = written(tmp_path / "a.json", {name: [f"{name} {i}." for i in range(30)] for name in "ab"})
     one, again, other = (read_bank(file, ["a", "b"], per_class=5, seed=seed) for seed in (3, 3, 4))
