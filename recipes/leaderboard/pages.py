@@ -72,7 +72,7 @@ def markdown(table: Table, outcomes: dict[str, Any]) -> str:
         if not any(every):
             continue
         row = [f"`{method}`"]
-        row += [_column(name, [run for runs in every for run in runs.values()]) for name in table.columns]
+        row += [_column(name, [list(runs.values()) for runs in every if runs]) for name in table.columns]
         for pair, runs in zip(pairs, every, strict=True):
             minus = paired(runs, columns[pair].get(table.reference, {}), table.score)
             if method == table.reference:
@@ -94,11 +94,14 @@ def _most_runs(outcomes: dict[str, Any]) -> int:
     return max((len(cell["runs"]) for cell in outcomes["cells"]), default=0)
 
 
-def _column(name: str, runs: Sequence[dict[str, Any]]) -> str:
-    """Return a figure of a method's runs: their numbers of trained weights, or the median of queries or seconds."""
+def _column(name: str, cells: Sequence[Sequence[dict[str, Any]]]) -> str:
+    """Return a figure of a method's runs, cell by cell: their numbers of trained weights, from the fewest to the most
+    where seeds differ; or the median of queries or seconds over all."""
     if name == "trainable":
-        return " / ".join(dict.fromkeys(f"{run[name]:,}" for run in runs))
-    return f"{statistics.median(run[name] for run in runs):,.0f}"
+        found = [sorted({run[name] for run in runs}) for runs in cells]
+        texts = [f"{each[0]:,}" + (f" to {each[-1]:,}" if len(each) > 1 else "") for each in found]
+        return " / ".join(dict.fromkeys(texts))
+    return f"{statistics.median(run[name] for runs in cells for run in runs):,.0f}"
 
 
 def spread(shares: Sequence[float]) -> str:
