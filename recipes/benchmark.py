@@ -3,6 +3,9 @@
     clipvp benchmark --source timm:resnet18 --random-weights true --image-size 32 --json resnet18.json
     clipvp benchmark --source timm:vit_base_patch32_224 --random-weights true --prompt border --only step
     clipvp benchmark --only architectures --batch-size 32 --json architectures.json
+    clipvp benchmark --only [sharing,profile] --architectures [resnet18] --image-sizes [128] --frames [8]
+    clipvp benchmark --prompt border --width 8 --keep-core true --only epoch
+    clipvp benchmark --only quickstart
 
 On a GPU add --precision bf16, and --data path/to/cifar10 --images 50000 for the epoch of CIFAR-10. The
 versions that are compared run alternately in one process. A figure is the median over rounds; a ratio is the median of

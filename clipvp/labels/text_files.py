@@ -79,7 +79,9 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _read_csv(text: str, where: str) -> dict[str, list[str]]:
-    rows = csv.DictReader(io.StringIO(text.replace("\r", "\n")), strict=True)  # old files end lines with \r alone
+    rows = csv.DictReader(
+        io.StringIO(text.replace("\r", "\n")), strict=True
+    )  # old files end lines with \r alone
     found: dict[str, list[str]] = {}
     try:
         columns = rows.fieldnames or []

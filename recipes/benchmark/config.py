@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
-from clipvp.registry import UserError, check_choice
+from clipvp.registry import UserError, check_choice, check_positive
 
 PARTS = {
     "step": "a training step and a counting pass over one batch against the bare frozen network",
@@ -17,8 +16,12 @@ PARTS = {
     "architectures": "a step of several architectures at several image sizes, with random weights",
     "text_bank": "texts as many as SUN397 and ImageNet need: encoded, read again, pooled for a batch",
     "sharing": "a step of several architectures, images and frames: plain, border shared, core apart, core kept",
+    "profile": "where the time of the same steps goes: convolutions, windows that are copied, pooling, the rest",
+    "quickstart": "the run of clipvp train --config quickstart by phase",
 }
-ON_REQUEST = ("architectures", "sharing", "text_bank")
+ON_REQUEST = ("architectures", "sharing", "text_bank", "profile", "quickstart")
+BY_FRAME = ("sharing", "profile")
+BY_ARCHITECTURE = ("architectures", *BY_FRAME)
 ARCHITECTURES = (
     "resnet18",
     "resnet50",
@@ -40,12 +43,14 @@ class BenchmarkConfig:
     """What is measured, and for how long.
 
     Args:
-        only: The parts to measure, one or a list; all but architectures, sharing and text_bank when empty.
+        only: The parts to measure, one or a list; without those that measure other models (architectures,
+            sharing, text_bank, profile, quickstart) when empty.
         source: The frozen model, see ``clipvp.load_source``.
         random_weights: Build the source, a timm architecture, without its weights: no download, the same time.
         canvas: Side in pixels of the source's input; the model's own when empty.
         prompt: padding (an image of image_size inside the canvas) or border (a frame on an image that fills it).
         image_size: Side in pixels of the image inside the canvas (padding).
+        width: Width in pixels of the frame on the image (border); 30 when empty.
         batch_size: Images a step.
         precision: Arithmetic of the frozen part (fp32, bf16, fp16).
         compile: Compile the bare network, and ours where the border is not shared, for fixed shapes.
@@ -58,12 +63,13 @@ class BenchmarkConfig:
         images: Training images of an epoch; a fifth as many are scored.
         classes: Classes of the images made on the spot.
         workers: Processes that load images for the textbook epoch.
-        seconds: Time for a part, or for an architecture; a part ends after the round that would exceed it.
+        seconds: Time for a part, or for an architecture; a part ends before the round that would
+            exceed it. The parts profile and quickstart take their rounds alone.
         rounds: Rounds that are measured even if they take longer.
         architectures: timm's names of the architectures to compare.
         image_sizes: Image sizes at which the architectures are compared.
         frames: Widths in pixels of the frames on the image for which sharing is measured.
-        json: File to write the results to, renewed after each part.
+        json: File to write the results to, renewed after each part, and after each architecture of it.
     """
 
     only: str | list[str] | None = None
@@ -72,6 +78,7 @@ class BenchmarkConfig:
     canvas: int | None = None
     prompt: str = "padding"
     image_size: int = 32
+    width: int | None = None
     batch_size: int = 64
     precision: str = "fp32"
     compile: bool = False
@@ -96,14 +103,35 @@ class BenchmarkConfig:
         check_choice("precision", self.precision, ["fp32", "bf16", "fp16"])
         if self.device is not None:
             check_choice("device", self.device, ["cpu", "cuda"])
-        numbers = {name: getattr(self, name) for name in ("image_size", "batch_size", "rounds", "seconds")}
-        numbers |= {f"image_sizes, {size}": size for size in self.image_sizes}
-        numbers |= {f"frames, {width}": width for width in self.frames}
-        numbers |= {"canvas": 1 if self.canvas is None else self.canvas, "images / 5": self.images // 5}
-        numbers |= {"classes - 1": self.classes - 1, "workers + 1": self.workers + 1}
-        for name, value in numbers.items():
-            if not 0 < value < math.inf:
-                raise UserError(f"{name}: {value} is not allowed; give a number > 0")
+        check_positive("seconds", self.seconds)
+        least = {"image_size": 1, "batch_size": 1, "rounds": 1, "canvas": 1, "width": 1}
+        least |= {"images": 5, "classes": 2, "workers": 0}
+        numbers = [(name, getattr(self, name), limit) for name, limit in least.items()]
+        numbers += [(name, value, 1) for name in ("image_sizes", "frames") for value in getattr(self, name)]
+        for name, value, limit in numbers:
+            if value is not None and value < limit:
+                raise UserError(f"{name}: {value} is not allowed; give a whole number >= {limit}")
+        if self.width is not None and self.prompt != "border":
+            raise UserError(
+                f"width: {self.width} is not allowed with prompt {self.prompt}; give prompt border"
+            )
+        if self.keep_core and "epoch" not in self.parts:
+            parts = ", ".join(self.parts)
+            raise UserError(
+                f"keep_core: true is not allowed without the part epoch; add epoch to only, which is {parts}"
+            )
+        for part in self.parts:
+            self._check_lists(part)
+
+    def _check_lists(self, part: str) -> None:
+        if part in BY_ARCHITECTURE and not self.architectures:
+            raise UserError(f"architectures: [] is not allowed with the part {part}; give one or more")
+        if part == "architectures" and not self.image_sizes:
+            raise UserError(f"image_sizes: [] is not allowed with the part {part}; give one or more")
+        if part in BY_FRAME and not self.image_sizes and not self.frames:
+            raise UserError(
+                f"image_sizes and frames: [] is not allowed for both with the part {part}; give one or more of one"
+            )
 
     @property
     def parts(self) -> list[str]:

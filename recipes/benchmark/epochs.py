@@ -5,20 +5,17 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from textbook import TextbookEpoch
 from torch import Tensor
 
-from clipvp.config.schema import TrainConfig
 from clipvp.data.batches import Batches, epoch_order
 from clipvp.data.sets import ImageTensors
 from clipvp.mappings.statistic import Counts
-from clipvp.progress import Progress
 from clipvp.training.checkpoint import Checkpoints
-from clipvp.training.cores import CoreBatches, with_cores
+from clipvp.training.cores import CoreBatches
 
 from .measure import Phases, alternate, now
 from .setting import Setting
@@ -26,18 +23,6 @@ from .steps import Bare
 
 PHASES = ("counting", "training", "scoring", "waiting for data", "mapping", "everything else")
 _FLOOR_BATCHES = 2
-
-
-class _ClockedBatches(Batches):
-    """Batches that tell the phases how long they keep the loop waiting."""
-
-    def __init__(self, tensors: ImageTensors, setting: Setting, phases: Phases):
-        super().__init__(tensors, setting.accelerator)
-        self.phases = phases
-
-    def take(self, *args: Any) -> tuple[Tensor, Tensor]:
-        with self.phases("waiting for data", wait=False):
-            return super().take(*args)
 
 
 class OurEpoch:
@@ -57,8 +42,19 @@ class OurEpoch:
     def __init__(self, setting: Setting, tensors: dict[str, ImageTensors], statistics: str):
         self.phases = Phases(setting.device)
         classifier = setting.classifier(statistics=statistics)
-        data = {split: _ClockedBatches(each, setting, self.phases) for split, each in tensors.items()}
-        self.trainer = setting.trainer(classifier, {"train": data["train"], "val": data["test"]})
+        data = {
+            split: Batches(tensors[name], setting.accelerator)
+            for split, name in (("train", "train"), ("val", "test"))
+        }
+        self.core, start = None, now(setting.device)
+        if setting.config.keep_core:
+            data = setting.with_cores(classifier, data)
+        if isinstance(kept := data["train"], CoreBatches):
+            seconds = now(setting.device) - start
+            self.core = {"seconds": seconds, "bytes_an_image": kept.depth.num_bytes}
+        for batches in data.values():
+            batches.take = self._clocked(batches.take)
+        self.trainer = setting.trainer(classifier, data)
         self.checkpoints = Checkpoints(setting.folder / statistics, keep=2)
         fit = classifier.mapping.fit
 
@@ -68,19 +64,15 @@ class OurEpoch:
                 fit(counts)
 
         classifier.mapping.fit = clocked_fit
-        self.core = self._keep_core(setting) if setting.config.keep_core else None
 
-    def _keep_core(self, setting: Setting) -> dict[str, float] | None:
-        trainer, start = self.trainer, now(setting.device)
-        task = SimpleNamespace(images=lambda split: None, cache_dir=None)  # neither is used in memory
-        config = TrainConfig(keep_core="memory")
-        trainer.data |= with_cores(
-            trainer.classifier, trainer.data, task, "memory", config, setting.accelerator, Progress(False)
-        )
-        kept = trainer.data["train"]
-        if not isinstance(kept, CoreBatches):
-            return None
-        return {"seconds": now(setting.device) - start, "bytes_an_image": kept.depth.num_bytes}
+    def _clocked(self, take: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that tells the phases how long it keeps the loop waiting."""
+
+        def clocked(*args: Any) -> Any:
+            with self.phases("waiting for data", wait=False):
+                return take(*args)
+
+        return clocked
 
     @property
     def delta(self) -> Tensor:

@@ -27,9 +27,15 @@ def now(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of several candidates, one a round; figures of one round were taken side by side."""
+    """Seconds of several candidates, one a round; figures of one round were taken side by side.
+
+    Args:
+        seconds: Name to what the clock on the wall says.
+        processor: The same of this process's processor time; None where it was not taken.
+    """
 
     seconds: dict[str, list[float]]
+    processor: Times | None = None
 
     @property
     def rounds(self) -> int:
@@ -59,7 +65,6 @@ def alternate(
     settle: bool = False,
     before_round: Callable[[], None] = lambda: None,
     after_round: Callable[[], None] = lambda: None,
-    clock: Callable[[], float] | None = None,
 ) -> Times:
     """Run candidates in turns, so that whatever else the machine does falls on all of them alike.
 
@@ -75,13 +80,12 @@ def alternate(
             caches as it left them itself.
         before_round: Called before each round, untimed.
         after_round: Called after each round, untimed.
-        clock: Gives the seconds; ``now`` when None.
     """
-    clock = clock or (lambda: now(device))
     if warm_up:
         for run in candidates.values():
             run()
     found: dict[str, list[float]] = {name: [] for name in candidates}
+    processor: dict[str, list[float]] = {name: [] for name in candidates}
     begin, rounds = time.perf_counter(), 0
     while rounds < least or (time.perf_counter() - begin) * (rounds + 1) / rounds <= seconds:
         before_round()
@@ -89,12 +93,13 @@ def alternate(
         for name in names[:: -1 if rounds % 2 else 1]:
             if settle:
                 candidates[name]()
-            start = clock()
+            start, worked = now(device), time.process_time()
             candidates[name]()
-            found[name].append(clock() - start)
+            found[name].append(now(device) - start)
+            processor[name].append(time.process_time() - worked)
         after_round()
         rounds += 1
-    return Times(found)
+    return Times(found, Times(processor))
 
 
 class Phases:

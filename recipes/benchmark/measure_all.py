@@ -12,9 +12,12 @@ import torch
 from clipvp.files import write_json
 from clipvp.results.record import git_commit, versions
 
+from .checks import check_parts
 from .config import PARTS, BenchmarkConfig
 from .epochs import measure_epoch
 from .others import measure_assignment, measure_data, measure_text
+from .profile import measure_profile
+from .quickstart import measure_quickstart
 from .setting import Setting
 from .sharing import measure_sharing
 from .steps import measure_architectures, measure_memory, measure_step
@@ -31,28 +34,34 @@ MEASURES = {
     "architectures": measure_architectures,
     "text_bank": measure_text_bank,
     "sharing": measure_sharing,
+    "profile": measure_profile,
+    "quickstart": measure_quickstart,
 }
 
 
 def run_benchmark(config: BenchmarkConfig) -> dict[str, Any]:
-    """Measure the parts that a config names; print a table after each, and renew ``config.json``.
+    """Measure the parts that a config names; print a table after each, and renew ``config.json`` after whatever a part
+    gives: all it found at its end, or what it has found so far.
 
     Returns:
         What the file holds: each part under its name, and its figures of note at the top.
     """
     with Setting(config) as setting:
+        check_parts(config, setting.device)
         results: dict[str, Any] = {"device": describe(setting.device), "versions": versions()}
         results |= {"git_commit": git_commit(), "config": vars(config).copy()}
         print(plan(config, results["device"]), flush=True)
         for part in config.parts:
             print(f"\n{part}: {PARTS[part]} ...", flush=True)
             start = time.perf_counter()
-            results |= MEASURES[part](setting)
-            spent = time.perf_counter() - start
-            results.setdefault("seconds", {})[part] = round(spent, 1)
+            given = MEASURES[part](setting)
+            for found in [given] if isinstance(given, dict) else given:
+                results |= found
+                spent = time.perf_counter() - start
+                results.setdefault("seconds", {})[part] = round(spent, 1)
+                if config.json:
+                    write_json(Path(config.json), results)
             print(f"took {spent:.0f} s\n\n{table(part, results)}", flush=True)
-            if config.json:
-                write_json(Path(config.json), results)
     return results
 
 
@@ -60,9 +69,12 @@ def plan(config: BenchmarkConfig, device: dict[str, Any]) -> str:
     """Return what will be measured, and for how long, in a few lines."""
     weights = "random weights" if config.random_weights else "its weights"
     image = f"{config.image_size} pixels in" if config.prompt == "padding" else "a border prompt on"
+    if config.width is not None:
+        image = f"a border of {config.width} pixels on"
     canvas = f"a canvas of {config.canvas or 'its own size'}"
     prompts = len(config.image_sizes) + len(config.frames)
     many = {"architectures": len(config.architectures), "sharing": len(config.architectures) * prompts}
+    many |= {"profile": 0, "quickstart": 0}  # these take their rounds, however long
     times = {part: many.get(part, 1) for part in config.parts}
     limit = sum(times.values()) * config.seconds
     return "\n".join(

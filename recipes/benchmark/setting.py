@@ -6,6 +6,7 @@ import copy
 import tempfile
 from functools import cached_property, partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from clipvp.progress import Progress
 from clipvp.prompts.build import build_prompt
 from clipvp.registry import UserError
 from clipvp.sources.base import Source
+from clipvp.training.cores import with_cores
 from clipvp.training.step import Trainer
 
 from .config import BenchmarkConfig
@@ -106,7 +108,9 @@ class Setting:
         """
         shares = share_border and self.config.prompt == "padding"
         source = source or (self.source if shares else self.whole_source)
-        size = {"image_size": image_size or self.config.image_size} if self.config.prompt == "padding" else {}
+        size = {"image_size": image_size or self.config.image_size}
+        if self.config.prompt == "border":
+            size = {} if self.config.width is None else {"width": self.config.width}
         prompt = prompt or PromptConfig(kind=self.config.prompt, **size)
         config = MappingConfig(kind="frequency", statistics=statistics)
         mapping = FrequencyMapping.from_config(config, source, self.class_names, 0)
@@ -121,6 +125,12 @@ class Setting:
             optim=OptimConfig(schedule="constant"), train=TrainConfig(batch_size=self.config.batch_size)
         )
         return Trainer(classifier, data, config, self.accelerator, Progress(False))
+
+    def with_cores(self, classifier: PromptedClassifier, data: dict[str, Batches]) -> dict[str, Batches]:
+        """Return batches with what ``train.keep_core: memory`` keeps of their core; as they are where it keeps none."""
+        task = SimpleNamespace(images=lambda split: None, cache_dir=None)  # neither is used in memory
+        config = TrainConfig(keep_core="memory")
+        return with_cores(classifier, data, task, "memory", config, self.accelerator, Progress(False))
 
     def noise(self, count: int, size: tuple[int, int]) -> Batches:
         """Return images of noise (count, 3, h, w) with labels at random, laid out as decoded images are."""

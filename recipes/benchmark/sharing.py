@@ -1,13 +1,13 @@
 """A step with less and less of it computed, over the bare network's: plain, border shared, core without gradient, and
 core kept from the first epoch.
 
-Of frames on the image nothing is shared, so that plain and border are one. On a CPU it is the processor's time that is
-measured, which others on the machine disturb less than the clock's.
+Every step takes its images by their indices, and the last one what is kept of their core, as a run does. Of frames on
+the image nothing is shared, so that plain and border are one. On a CPU the ratios are of the processor's time, which
+others on the machine disturb less than the clock's; those of the clock are kept beside them.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipvp.config.schema import PromptConfig, SourceConfig
+from clipvp.data.batches import Batches, epoch_order
 from clipvp.model import PromptedClassifier
-from clipvp.sharing import CoreTape, count_operations
+from clipvp.sharing import count_operations
 from clipvp.sources.base import Source
-from clipvp.training.cores import Depth, best_depth, recorded
+from clipvp.training.cores import CoreBatches
 
-from .measure import alternate, now
+from .measure import alternate
 from .random_weights import random_source
 from .setting import Setting
 from .steps import Bare
@@ -29,17 +30,23 @@ from .steps import Bare
 WAYS = ("plain", "border", "core")
 
 
-def measure_sharing(setting: Setting) -> dict[str, Any]:
-    """Return, for each architecture and prompt, each way's step over the bare one's in time and in operations."""
-    config, found = setting.config, {}
+def measure_sharing(setting: Setting) -> Iterator[dict[str, Any]]:
+    """Yield, after each architecture and prompt, each way's step over the bare one's in time and in operations."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, label, source, prompt in cases(setting):
+        found.setdefault(name, {})[label] = row = _measure(setting, source, prompt)
+        ratios = ", ".join(f"{way} {ratio:.2f}" for way, ratio in row["over_bare"].items())
+        print(f"  {name}, {label}: {ratios}", flush=True)
+        yield {"sharing": found}
+
+
+def cases(setting: Setting) -> Iterator[tuple[str, str, Source, PromptConfig]]:
+    """Yield each architecture with each prompt that fits its canvas: their names in tables, and both themselves."""
+    config = setting.config
     for name in config.architectures:
         source = random_source(SourceConfig(f"timm:{name}", config.canvas, config.precision), setting.device)
-        found[name] = {}
         for label, prompt in prompts(setting, source):
-            found[name][label] = row = _measure(setting, source, prompt)
-            ratios = ", ".join(f"{way} {ratio:.2f}" for way, ratio in row["over_bare"].items())
-            print(f"  {name}, {label}: {ratios}", flush=True)
-    return {"sharing": found}
+            yield name, label, source, prompt
 
 
 def prompts(setting: Setting, source: Source) -> Iterator[tuple[str, PromptConfig]]:
@@ -62,42 +69,46 @@ def classifiers(setting: Setting, source: Source, prompt: PromptConfig) -> dict[
     return made
 
 
+def steps_of(
+    setting: Setting, source: Source, prompt: PromptConfig
+) -> tuple[dict[str, Callable[[], Any]], int | None]:
+    """Return the step of the bare network and of each way, and the bytes an image that the last one keeps."""
+    size = setting.config.batch_size
+    ways = classifiers(setting, source, prompt)
+    batches = setting.noise(size, ways["core"].prompt.image_size)
+    steps: dict[str, Callable[[], Any]] = {"bare": Bare(source, size, compiled=False).step}
+    steps |= {way: step_of(each, batches) for way, each in ways.items()}
+    kept = setting.with_cores(ways["core"], {"train": batches})["train"]
+    if not isinstance(kept, CoreBatches):
+        return steps, None
+    return {**steps, "kept": step_of(ways["core"], kept)}, kept.depth.num_bytes
+
+
 def _measure(setting: Setting, source: Source, prompt: PromptConfig) -> dict[str, Any]:
     config, device = setting.config, setting.device
-    bare = Bare(source, config.batch_size, compiled=False)
-    steps: dict[str, Callable[[], Any]] = {"bare": bare.step}
-    ways = classifiers(setting, source, prompt)
-    steps |= {way: _step(setting, each) for way, each in ways.items()}
-    depth = best_depth(ways["core"])
-    if depth is not None:
-        steps["kept"] = _step(setting, ways["core"], depth)
+    steps, kept_bytes = steps_of(setting, source, prompt)
     operations = {name: count_operations(step) for name, step in steps.items()}
-    clock = (lambda: now(device)) if device.type == "cuda" else time.process_time
-    times = alternate(steps, device, config.seconds, config.rounds, clock=clock)
+    wall = alternate(steps, device, config.seconds, config.rounds)
+    times = wall if device.type == "cuda" else wall.processor
     measured = [name for name in steps if name != "bare"]
     return {
         "bare_seconds": times.median("bare"),
         "over_bare": {way: times.ratio(way, "bare") for way in measured},
+        "over_bare_wall": {way: wall.ratio(way, "bare") for way in measured},
         "spread": {way: times.spread(way, "bare") for way in measured},
         "operations_over_bare": {way: operations[way] / operations["bare"] for way in measured},
-        "kept_bytes_an_image": None if depth is None else depth.num_bytes,
+        "kept_bytes_an_image": kept_bytes,
         "rounds": times.rounds,
     }
 
 
-def _step(
-    setting: Setting, classifier: PromptedClassifier, depth: Depth | None = None
-) -> Callable[[], Tensor]:
-    """Return forward, and backward to the prompt, of a batch of noise, with its core kept to a depth."""
-    images, labels = setting.noise(setting.config.batch_size, classifier.prompt.image_size).take(
-        torch.arange(setting.config.batch_size)
-    )
-    parameters, tape = list(classifier.prompt.parameters()), None
-    if depth is not None:
-        tape = CoreTape(depth.share, *recorded(classifier, images, depth.share))
+def step_of(classifier: PromptedClassifier, batches: Batches) -> Callable[[], Tensor]:
+    """Return forward, and backward to the prompt, of all images of some batches, taken by their indices."""
+    parameters, order = list(classifier.prompt.parameters()), epoch_order(len(batches), 0, 0)
 
     def step() -> Tensor:
-        loss = F.cross_entropy(classifier.mapping(classifier.source_outputs(images, tape)), labels)
+        images, labels = batches.take(order)
+        loss = F.cross_entropy(classifier.mapping(batches.outputs(classifier, images)), labels)
         return torch.autograd.grad(loss, parameters)[0]
 
     return step

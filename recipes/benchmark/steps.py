@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -145,14 +145,14 @@ def measure_memory(setting: Setting) -> dict[str, Any]:
     }
 
 
-def measure_architectures(setting: Setting) -> dict[str, Any]:
-    """Return, architecture by architecture, a step over the bare one's at several image sizes."""
+def measure_architectures(setting: Setting) -> Iterator[dict[str, Any]]:
+    """Yield, after each architecture, a step over the bare one's at several image sizes."""
     found = {}
     for name in setting.config.architectures:
         found[name] = _architecture(setting, name)
         ratios = ", ".join(f"{size}: {ratio:.2f}" for size, ratio in found[name]["over_bare"].items())
         print(f"  {name}, {ratios}", flush=True)
-    return {"architectures": found}
+        yield {"architectures": found}
 
 
 def _architecture(setting: Setting, name: str) -> dict[str, Any]:

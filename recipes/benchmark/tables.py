@@ -141,7 +141,44 @@ def _sharing(results: dict[str, Any]) -> Table:
         for label, row in rows.items()
     ]
     headers = ["step over bare", "prompt", *ways, "kept, kB an image"]
-    return headers, rows, ["in brackets: operations over the bare step's"]
+    return headers, rows, ["in brackets: operations over the bare step's", _sharing_note(results)]
+
+
+def _sharing_note(results: dict[str, Any]) -> str:
+    """Return how many rounds there were, how far they are apart, and the clock on the wall against the processor's."""
+    rows = [row for each in results["sharing"].values() for row in each.values()]
+    widest = max((high - low) / 2 for row in rows for low, high in row["spread"].values())
+    apart = max(
+        abs(row["over_bare_wall"][way] / ratio - 1) for row in rows for way, ratio in row["over_bare"].items()
+    )
+    least, most = (pick(row["rounds"] for row in rows) for pick in (min, max))
+    rounds = f"{least} rounds" if least == most else f"{least} to {most} rounds"
+    note = f"{rounds}; half from the lowest to the highest of their ratios: {widest:.2f} at most"
+    if results["device"]["type"] == "cuda":
+        return note
+    return f"{note}; processor time, of which the clock's ratios differ by {100 * apart:.0f} % at most"
+
+
+def _profile(results: dict[str, Any]) -> Table:
+    found, rounds = results["profile"]["rows"], results["profile"]["rounds"]
+    rows = [
+        [name, label, way, *(f"{each:.1f}" for each in kinds.values()), f"{sum(kinds.values()):.1f}"]
+        for name, by_prompt in found.items()
+        for label, ways in by_prompt.items()
+        for way, kinds in ways.items()
+    ]
+    kinds = next(iter(next(iter(next(iter(found.values())).values())).values()))
+    batch = results["config"]["batch_size"]
+    note = f"milliseconds a step of {batch} images while it is profiled; medians of {rounds} steps"
+    return ["ms a step", "prompt", "step", *kinds, "all"], rows, [note]
+
+
+def _quickstart(results: dict[str, Any]) -> Table:
+    found = results["quickstart"]
+    rows = [[phase, f"{seconds:.2f}"] for phase, seconds in found["seconds_by_phase"].items()]
+    rows.append(["all", f"{found['seconds']:.2f}"])
+    note = f"medians of {found['rounds']} rounds" if found["rounds"] > 1 else "1 round"
+    return ["phase", "seconds"], rows, [f"{note}; {100 * found['acc1']:.1f} % of the test images right"]
 
 
 def _ratio(median: float, spread: list[float]) -> str:
@@ -158,4 +195,6 @@ _TABLES = {
     "text_bank": _text_bank,
     "architectures": _architectures,
     "sharing": _sharing,
+    "profile": _profile,
+    "quickstart": _quickstart,
 }

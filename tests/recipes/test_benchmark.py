@@ -10,18 +10,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmark import measure, others
+from benchmark import epochs, measure, others, quickstart, sharing, steps
 from benchmark import texts as bank
 from benchmark.config import BenchmarkConfig
 from benchmark.measure import Phases, Times, alternate, peak_memory
+from benchmark.profile import KINDS, milliseconds
+from benchmark.setting import Setting
 from conftest import write_image_folder
 from hypothesis import given
 from hypothesis import strategies as st
+from leaderboard.benchmarks import benchmark_markdown
 from textbook import greedy_loop
 
 from clipvp.mappings.assignment import assign_greedy
 from clipvp.mappings.statistic import Counts
 from clipvp.registry import UserError
+from clipvp.training.cores import CoreBatches
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "benchmark.py"
 CPU = torch.device("cpu")
@@ -79,14 +83,28 @@ def test_the_smallest_benchmark_of_all_parts(run, tiny_timm, monkeypatch):
 
 
 @pytest.mark.parametrize("prompt", ["padding", "border"])
-def test_the_textbook_counts_as_we_do(run, tiny_timm, tmp_path, prompt):
+def test_the_textbook_counts_as_we_do(run, tiny_timm, tmp_path, monkeypatch, prompt):
     """Real files, several source labels, and a prompt that has moved: the same counts after each epoch."""
     data = write_image_folder(tmp_path / "images", {"train": 30, "test": 9}, 3)
     canvas = 128 if prompt == "border" else 32
     keep = prompt == "border"
+    waited, taken, take = [], [], CoreBatches.take
+
+    class Watched(Phases):
+        def __call__(self, phase, **options):
+            waited.append(phase == "waiting for data")
+            return super().__call__(phase, **options)
+
+    monkeypatch.setattr(epochs, "Phases", Watched)
+    monkeypatch.setattr(CoreBatches, "take", lambda *a: taken.append(sum(waited)) or take(*a))
+    more = {"width": 8} if prompt == "border" else {}
     found, printed = run(
-        only="epoch", source=tiny_timm, prompt=prompt, data=data, canvas=canvas, keep_core=keep
+        only="epoch", source=tiny_timm, prompt=prompt, data=data, canvas=canvas, keep_core=keep, **more
     )
+    if keep:  # each batch with its core is clocked once, the textbook's and others not among them
+        assert len(taken) > 0 and all(
+            later - sooner >= 1 for sooner, later in zip(taken, taken[1:], strict=False)
+        )
     assert found["counts_equal"] and "the same counts" in printed
     epoch = found["epoch"]
     assert epoch["images_counted_differently"] == [0, 0] and epoch["labels_seen"] > 1
@@ -139,8 +157,13 @@ def test_architectures_with_random_weights(run):
     assert found["step_over_bare"] > 0
 
 
-def test_sharing_by_architecture_and_prompt(run):
-    sizes = {"image_sizes": "[8,48,80]", "frames": "[6,40]", "canvas": 64, "batch-size": 4}
+SHARED = {"image_sizes": "[8,48,80]", "frames": "[6,40]", "canvas": 64, "batch-size": 4}
+
+
+def test_sharing_by_architecture_and_prompt(run, monkeypatch):
+    taken, take = [], CoreBatches.take
+    monkeypatch.setattr(CoreBatches, "take", lambda *a: taken.append(a[1].tolist()) or take(*a))
+    sizes = SHARED
     found, printed = run(only="sharing", architectures="[resnet10t]", **sizes)
     rows = found["sharing"]["resnet10t"]
     assert set(rows) == {"image 8", "image 48", "frame 6"}  # the others do not fit the canvas
@@ -149,11 +172,91 @@ def test_sharing_by_architecture_and_prompt(run):
     assert set(rows["frame 6"]["over_bare"]) == {"plain", "core", "kept"}
     for row in rows.values():
         assert all(ratio > 0 for ratio in row["over_bare"].values()) and row["rounds"] == 2
+        assert row["over_bare_wall"].keys() == row["over_bare"].keys() == row["spread"].keys()
         operations = row["operations_over_bare"]
         assert operations["plain"] == pytest.approx(1, abs=0.01)
         assert operations["core"] <= operations.get("border", operations["plain"])
         assert operations.get("kept", 0) < operations["core"]
         assert (row["kept_bytes_an_image"] is None) == ("kept" not in operations)
+    # As in a run, each step takes what is kept of its images: to count operations, to warm up, and in two rounds.
+    assert len(taken) == 4 * sum("kept" in row["over_bare"] for row in rows.values())
+    assert all(sorted(indices) == [0, 1, 2, 3] for indices in taken)
+    widest = max((high - low) / 2 for row in rows.values() for low, high in row["spread"].values())
+    assert f"2 rounds; half from the lowest to the highest of their ratios: {widest:.2f} at most" in printed
+    assert "processor time, of which the clock's ratios differ by" in printed
+
+
+def test_a_profile_of_the_same_steps(run):
+    found, printed = run(only="profile", architectures="[resnet10t]", **SHARED)
+    rows = found["profile"]["rows"]["resnet10t"]
+    assert set(rows) == {"image 8", "image 48", "frame 6"} and found["profile"]["rounds"] == 2
+    assert set(rows["image 48"]) == {"bare", "plain", "border", "core", "kept"}
+    for ways in rows.values():
+        for way, kinds in ways.items():
+            assert tuple(kinds) == KINDS
+            assert all(kinds[kind] > 0 for kind in KINDS if kind != "windows copied")
+            if way in ("bare", "plain"):
+                assert kinds["windows copied"] == 0
+    assert all(rows["image 48"][way]["windows copied"] > 0 for way in ("border", "core", "kept"))
+    assert re.search(r"\| resnet10t +\| +image 48 +\| +kept +\| +\d", printed)
+
+
+def test_a_profile_says_what_a_step_does():
+    image, kernel = torch.ones(1, 3, 64, 64, requires_grad=True), torch.ones(3, 3, 3, 3)
+    convolve = torch.nn.functional.conv2d
+    found = milliseconds(lambda: convolve(image, kernel))
+    assert found["convolutions forward"] > 0 == found["convolutions backward"] == found["pooling"]
+    found = milliseconds(lambda: convolve(image, kernel).sum().backward())
+    assert found["convolutions forward"] > 0 < found["convolutions backward"]
+    found = milliseconds(lambda: torch.nn.functional.max_pool2d(image, 2).sum().backward())
+    assert found["pooling"] > 0 == found["convolutions forward"] == found["windows copied"]
+    found = milliseconds(lambda: time.sleep(0.05))
+    assert found.pop("everything else") >= 50 and not any(found.values())
+
+
+def test_the_quickstart_by_phase(run, tiny_timm, tmp_path, monkeypatch):
+    data = write_image_folder(tmp_path / "images", {"train": 30, "test": 9}, 3)
+    (tmp_path / "quick.yaml").write_text(
+        f"source: {{name: '{tiny_timm}', canvas: 32}}\nprompt: {{kind: none}}\nmapping: {{kind: logistic}}\n"
+        f"data: {{name: '{data}'}}\ntrain: {{epochs: 1}}\n"
+    )
+    monkeypatch.setattr(quickstart, "CONFIG", str(tmp_path / "quick.yaml"))
+    found, printed = run(only="quickstart", rounds=1)
+    phases = found["quickstart"]["seconds_by_phase"]
+    assert {"loading the source", "data", "features", "counting", "testing", "everything else"} <= set(phases)
+    assert sum(phases.values()) == pytest.approx(found["quickstart"]["seconds"])
+    assert phases["everything else"] > -0.01 and 0 <= found["quickstart"]["acc1"] <= 1
+    assert "| all " in printed and "1 round; " in printed and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "part, module, measured", [("sharing", sharing, "_measure"), ("architectures", steps, "_architecture")]
+)
+def test_what_is_measured_outlives_a_kill(run, monkeypatch, part, module, measured):
+    measure_one, calls = getattr(module, measured), count(1)
+
+    def killed(*arguments):
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return measure_one(*arguments)
+
+    monkeypatch.setattr(module, measured, killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(
+            only=part,
+            architectures="[test_efficientnet,test_vit]",
+            **{**SHARED, "frames": "[]", "image_sizes": "[8]"},
+        )
+    found = json.loads(Path("found.json").read_text())
+    assert list(found[part]) == ["test_efficientnet"] and found["seconds"][part] >= 0
+    assert "| test_efficientnet " in benchmark_markdown(found)
+
+
+def test_the_frame_has_the_width_that_is_asked_for(tiny_timm):
+    given = {"source": tiny_timm, "canvas": 64, "prompt": "border", "device": "cpu"}
+    for width, hole in ((8, (8, 8, 56, 56)), (16, (16, 16, 48, 48))):
+        with Setting(BenchmarkConfig(width=width, **given)) as setting:
+            assert setting.classifier().prompt.acts_on()[1] == hole
 
 
 @pytest.mark.parametrize(
@@ -166,6 +269,39 @@ def test_sharing_by_architecture_and_prompt(run):
             "'timm:test_vit' cannot be built",
         ),
         ({"batch-size": 0}, "batch_size: 0 is not allowed"),
+        ({"workers": -1}, "workers: -1 is not allowed; give a whole number >= 0"),
+        ({"images": 4}, "images: 4 is not allowed; give a whole number >= 5"),
+        ({"seconds": 0}, "seconds: 0.0 is not allowed"),
+        ({"frames": "[8,0]"}, "frames: 0 is not allowed"),
+        (
+            {"only": "step", "keep_core": "true"},
+            "keep_core: true is not allowed without the part epoch; add epoch to only, which is step",
+        ),
+        ({"width": 8}, "width: 8 is not allowed with prompt padding; give prompt border"),
+        (
+            {"only": "[step,sharing]", "architectures": "[resnet10t,resnet10x]"},
+            "architectures: timm has no 'resnet10x'; did you mean 'resnet10t'?",
+        ),
+        ({"only": "sharing", "architectures": "[]"}, "architectures: [] is not allowed"),
+        ({"only": "architectures", "image_sizes": "[]"}, "image_sizes: [] is not allowed"),
+        (
+            {"only": "sharing", "image_sizes": "[]", "frames": "[]"},
+            "image_sizes and frames: [] is not allowed for both",
+        ),
+        (
+            {
+                "only": "architectures",
+                "image_sizes": "[300]",
+                "architectures": "[test_vit]",
+                "canvas": "null",
+            },
+            "image_sizes [300]: none fits the canvas of test_vit, 160 pixels",
+        ),
+        (
+            {"only": "sharing", "image_sizes": "[33]", "frames": "[16]", "architectures": "[test_vit]"},
+            "image_sizes [33] and frames [16]: none fits the canvas of test_vit, 32 pixels, for the part sharing; "
+            "give a size <= 32 or a frame < 16",
+        ),
         ({"sorce": "a"}, "unknown key 'sorce'; did you mean 'source'"),
     ],
 )
@@ -174,12 +310,11 @@ def test_what_is_wrong_is_told_in_a_line(run, capsys, options, message):
         run(**options)
     error = capsys.readouterr().err
     assert end.value.code == 2 and message in error and error.count("\n") == 1
+    assert not Path("found.json").exists()
 
 
 def test_a_device_that_is_not_there_is_told(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    from benchmark.setting import Setting
-
     with pytest.raises(UserError, match="no cuda device"):
         Setting(BenchmarkConfig(device="cuda"))
 
