@@ -398,9 +398,9 @@ class TrainConfig(_Choice):
         save_every: Epochs between two checkpoints; where epochs touch no image, at least ten seconds are between them.
         save_minutes: Minutes between two checkpoints within an epoch; none when empty.
         keep: Checkpoints kept.
-        keep_core: Where to keep what the source computes of the training images where no prompt pixel reaches, so that
-            it is computed once for all epochs: memory, disk, off, or auto (memory on a CPU, where it fits and pays).
-            Without augmentation alone; exact up to rounding.
+        keep_core: Where to keep what the source computes of the images where no prompt pixel reaches, so that it is
+            computed once for all passes over training and validation images, and tests in each epoch: memory, disk,
+            off, or auto (memory on a CPU, where it fits and pays). Without augmentation alone; exact up to rounding.
         progress: Show progress bars.
         report_to: Experiment trackers that get each epoch's numbers, such as [tensorboard, wandb]; none by default.
     """

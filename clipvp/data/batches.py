@@ -102,14 +102,14 @@ class Batches:
         """
         return batch.tensor_split(self.world * parts)[self.rank * parts : (self.rank + 1) * parts]
 
-    def local_indices(self, batch_size: int) -> list[Tensor]:
-        """Return the indices of this process's batches in a pass over all images.
+    def local_indices(self, batch_size: int, rank: int | None = None) -> list[Tensor]:
+        """Return the indices of the batches of this process, or of another ``rank``, in a pass over all images.
 
         The batches of all processes together hold each image once and are the same for any number of processes. With
         fewer batches than processes, some processes have no batch.
         """
         batches = torch.arange(len(self)).split(batch_size)
-        own = torch.arange(len(batches)).tensor_split(self.world)[self.rank]
+        own = torch.arange(len(batches)).tensor_split(self.world)[self.rank if rank is None else rank]
         return [batches[place] for place in own.tolist() if len(batches[place])]
 
     def num_local_images(self, batch_size: int) -> int:

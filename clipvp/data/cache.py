@@ -11,11 +11,13 @@ be surely abandoned.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 import re
+import shutil
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -26,6 +28,11 @@ import numpy as np
 
 from ..files import CacheEntry, cache_root, remove_asides, write_atomic, write_json
 from ..images import Resize, Shrink
+
+try:
+    import fcntl
+except ImportError:  # on Windows, where a file that is open cannot be removed
+    fcntl = None  # type: ignore[assignment]
 
 FORMAT = 3  # raise it when the meaning of an entry's bytes changes: old entries are then not used
 ABANDONED = 3600.0  # seconds; files here take milliseconds to write, so an older unfinished one is abandoned
@@ -66,7 +73,7 @@ class Entry:
 
     def _open(self, parent: Path, name: str, identity: dict[str, Any], shape: tuple[int, ...]) -> None:
         """Open the entry of an identity below ``parent``: rows of bytes of this shape."""
-        self.folder = parent / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+        self.folder = _folder(parent, identity)
         self.folder.mkdir(parents=True, exist_ok=True)
         with suppress(OSError):  # a read-only cache is tidied by its owner
             remove_asides(self.folder, older_than=ABANDONED)
@@ -110,6 +117,8 @@ class Entry:
     def write(self, indices: np.ndarray, pixels: Sequence[np.ndarray], notices: np.ndarray) -> None:
         """Keep the pixels, n times (h, w, 3) uint8, and the notices (n,) uint64, of the images of the base at
         ``indices``."""
+        if not (self._pixels.writable() and self._crcs.writable()):
+            raise OSError(errno.EROFS, "the cache is read-only", str(self.folder))
         stored = [pack(image) for image in pixels] if self._any_size else pixels
         crcs = np.array([_checksum(image) for image in stored], "<u8") | notices << np.uint64(33)
         # Not through a map: a full disk would then end the process by a signal, not by an error.
@@ -148,6 +157,34 @@ class CoreEntry(Entry):
     ):
         self._any_size, self._may_exceed_memory = False, True
         self._open(cache_root(cache_dir) / "cores", name, identity, (count, num_bytes))
+        if fcntl is not None:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(self._pixels, fcntl.LOCK_SH)  # as long as the file or a map of it is open
+
+    def check_room(self) -> None:
+        """Raise ``OSError`` where the disk has less free than the images need that the entry lacks."""
+        free = shutil.disk_usage(self.folder).free  # first: meanwhile other processes may write images
+        needed = int((self._crc_of == 0).sum()) * self._shape[1]
+        if needed > free:
+            raise OSError(
+                f"it needs {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free at {self.folder.parent}"
+            )
+
+
+def remove_partial_core(cache_dir: str | Path | None, identity: dict[str, Any]) -> None:
+    """Remove a core entry, for its place on a full disk; not where it is complete or a process has it open."""
+    folder = _folder(cache_root(cache_dir) / "cores", identity)
+    with suppress(OSError):
+        with open(folder / "pixels.u8", "rb") as pixels:
+            if fcntl is not None:
+                fcntl.flock(pixels, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not np.fromfile(folder / "crc.u64", "<u8").all():
+            (folder / "pixels.u8").unlink()
+            shutil.rmtree(folder)
+
+
+def _folder(parent: Path, identity: dict[str, Any]) -> Path:
+    return parent / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def pack(image: np.ndarray) -> np.ndarray:

@@ -68,8 +68,11 @@ class VisualPrompt(nn.Module, ABC):
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
         makes_pixels = {"__init__", "fill", "forward", "inside", "masked", "padded", "pixels"}
-        if "acts_on" not in vars(cls) and makes_pixels & vars(cls).keys():
-            cls.acts_on = VisualPrompt.acts_on  # what makes other pixels must say itself where it acts
+        says = next(base for base in cls.__mro__ if "acts_on" in vars(base))
+        makers = {base for base in cls.__mro__ if makes_pixels & vars(base).keys()}
+        # A class knows what it inherits from. What makes other pixels, as a mixin, must say itself where it acts.
+        if not makers <= set(says.__mro__):
+            cls.acts_on = VisualPrompt.acts_on
 
     @classmethod
     def from_config(cls, config: PromptConfig, source: Source) -> VisualPrompt:

@@ -5,7 +5,7 @@ map that all images share and, inside a box that grows with the receptive field,
 region lies a core that shrinks with the receptive field; no pixel of the prompt reaches it, so it needs no gradient.
 """
 
-from .core_tape import CoreTape, Read, TapeMismatch
+from .core_tape import CoreTape, Read, TapeMismatch, dtype_of
 from .network import Held, SplitNetwork, StaleError
 from .network_pass import Limits
 from .operations import count_operations
@@ -21,5 +21,6 @@ __all__ = [
     "StaleError",
     "TapeMismatch",
     "count_operations",
+    "dtype_of",
     "put_together",
 ]

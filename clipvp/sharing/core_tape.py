@@ -30,6 +30,11 @@ class Read(NamedTuple):
         return self.channels * self.height * self.width
 
 
+def dtype_of(plan: tuple[Read, ...]) -> torch.dtype:
+    """Return the type in which all reads are kept: float64 where one of them is, else float32."""
+    return torch.float64 if any(read.dtype == torch.float64 for read in plan) else torch.float32
+
+
 class TapeMismatch(RuntimeError):
     """A pass reads the core otherwise than the one that was recorded."""
 
@@ -90,8 +95,7 @@ class CoreTape:
     def recorded(self) -> tuple[tuple[Read, ...], Tensor]:
         """Return the plan and the values (B, N) of the pass that was recorded: float32, or float64 as the pass."""
         plan = tuple(Read(*each.shape[1:], each.dtype) for each in self._reads)
-        dtype = torch.float64 if any(read.dtype == torch.float64 for read in plan) else torch.float32
-        rows = [each.permute(0, 2, 3, 1).flatten(1).to(dtype) for each in self._reads]
+        rows = [each.permute(0, 2, 3, 1).flatten(1).to(dtype_of(plan)) for each in self._reads]
         return plan, torch.cat(rows, 1) if rows else torch.zeros(0, 0)
 
     @contextmanager

@@ -6,53 +6,38 @@ kept in memory or on disk, and given to every later pass over the image: steps, 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast
 from torch import Tensor
 
 from ..config.schema import TrainConfig
 from ..data.batches import Batches
-from ..data.cache import CoreEntry
+from ..data.cache import CoreEntry, remove_partial_core
 from ..data.sets import ImageSet
 from ..data.task import Task
 from ..model import PromptedClassifier
 from ..progress import Progress
-from ..sharing import CoreTape, Read, count_operations
+from ..sharing import CoreTape, TapeMismatch
+from .core_depth import LEAST_SAVED, Depth, best_depth, recorded
 
 BATCH = 32  # images at a time while building, whatever the run's batch size: rounding depends on it
-_SHARES = (0.1, 0.2, 0.3, 0.45)  # of a map, the smallest core that is kept apart: each is another depth
-# Of the machine's or container's memory, the most that is kept there; every process keeps its own copy.
+# Of the machine's or container's memory, the most that is kept there by all its processes; each keeps a copy.
 _MEMORY_SHARE = 1 / 8
 # What a container may use, in bytes: control groups of version 2 and 1.
 _CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-_TRIED = 16  # images of the passes that are counted; a shared border counts as one more
-_LEAST_SAVED = 0.05  # of the operations of a pass
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LEAST_IMAGES = 1000  # over all epochs: a shorter run ends sooner than the depths are tried
-_AS_GOOD = 0.02  # of the operations: then the depth with fewer bytes is taken
-
-
-class Depth(NamedTuple):
-    """How far the core is kept: its smallest share, what passes read of it, and what a pass then costs."""
-
-    share: float
-    plan: tuple[Read, ...]
-    operations: float
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes an image."""
-        return 4 * sum(read.count for read in self.plan)
 
 
 class Taken(NamedTuple):
@@ -68,7 +53,7 @@ class CoreBatches(Batches):
     Args:
         batches: Of the images, which no run augments.
         depth: How far the core is kept.
-        rows: (N, n) float32, what is kept of each image.
+        rows: (N, n) of the depth's type, what is kept of each image.
     """
 
     def __init__(self, batches: Batches, depth: Depth, rows: np.ndarray):
@@ -134,7 +119,7 @@ def with_cores(
     count = sum(len(data[split]) for split in passed)
     # Building is one more pass over the images: by itself the core is kept where the epochs save more than that.
     least = 1 / config.epochs if config.keep_core == "auto" else 0.0
-    depth = best_depth(classifier, _room(where) / count, max(least, _LEAST_SAVED))
+    depth = best_depth(classifier, _room_of_each(where, accelerator) / count, max(least, LEAST_SAVED))
     if depth is None:
         if config.keep_core != "auto":
             progress.line(f"train.keep_core: {where}: nothing is kept, it saves too little or does not fit")
@@ -148,12 +133,21 @@ def with_cores(
         batches, images = data[split], task.images(split)
         watch = progress.watch(batches.num_local_images(BATCH), f"core of {split}")
         if where == "memory":
-            rows = _in_memory(classifier, batches, depth, accelerator, watch)
+            rows = _in_memory(classifier, batches, split, depth, accelerator, watch)
         else:
-            rows = _on_disk(classifier, batches, images, task.cache_dir, depth, accelerator, watch)
-        if rows is not None:
-            found[split] = CoreBatches(data[split], depth, rows)
+            rows = _on_disk(classifier, batches, split, images, task.cache_dir, depth, accelerator, watch)
+        if rows is None:
+            break
+        found[split] = CoreBatches(data[split], depth, rows)
     return found
+
+
+def describe(data: dict[str, Batches], where: str | None) -> dict[str, Any] | None:
+    """Return what results.json says of the kept core: where it is, bytes an image, and images; None without one."""
+    kept = [batches for batches in data.values() if isinstance(batches, CoreBatches)]
+    if not kept:
+        return None
+    return {"where": where, "bytes_an_image": kept[0].depth.num_bytes, "images": sum(map(len, kept))}
 
 
 def _has_core(classifier: PromptedClassifier) -> bool:
@@ -168,7 +162,7 @@ def _has_core(classifier: PromptedClassifier) -> bool:
 
 
 def _room(where: str) -> float:
-    """Return how many bytes may be kept."""
+    """Return how many bytes may be kept by all processes of this machine."""
     if where == "disk":
         return float("inf")  # a full disk is told when it is written to
     try:
@@ -181,101 +175,96 @@ def _room(where: str) -> float:
     return _MEMORY_SHARE * memory
 
 
-@torch.no_grad()
-def best_depth(
-    classifier: PromptedClassifier, most_bytes: float = float("inf"), least_saved: float = _LEAST_SAVED
-) -> Depth | None:
-    """Return the depth at which keeping the core leaves the fewest operations; None where it saves too little.
-
-    Args:
-        classifier: Of the run.
-        most_bytes: An image.
-        least_saved: Of the operations of a pass, 0 to 1.
-    """
-    classifier.eval()
-    images = torch.zeros(_TRIED, 3, *classifier.prompt.image_size, device=classifier.device)
-    whole = count_operations(lambda: classifier.source_outputs(images))
-    depths = []
-    for share in _SHARES:
-        plan, values = recorded(classifier, images, share)
-        if plan:
-            play = partial(classifier.source_outputs, images, CoreTape(share, plan, values))
-            depths.append(Depth(share, plan, count_operations(play)))
-    fitting = [depth for depth in depths if depth.num_bytes <= most_bytes]
-    if not fitting:
-        return None
-    fewest = min(depth.operations for depth in fitting)
-    if fewest > (1 - least_saved) * whole:
-        return None
-    good = [depth for depth in fitting if depth.operations <= fewest + _AS_GOOD * whole]
-    return min(good, key=lambda depth: depth.num_bytes)
-
-
-@torch.no_grad()
-def recorded(classifier: PromptedClassifier, images: Tensor, share: float) -> tuple[tuple[Read, ...], Tensor]:
-    """Return what a pass over two or more images reads of their core."""
-    tape = CoreTape(share)
-    classifier.source_outputs(images, tape)
-    return tape.recorded()
+def _room_of_each(where: str, accelerator: Accelerator) -> float:
+    """Return how many bytes each process may keep, the same in all; every process must call it."""
+    room = _room(where)
+    if accelerator.num_processes == 1 or where == "disk":
+        return room
+    own = torch.tensor([[accelerator.local_process_index, int(room)]], device=accelerator.device)
+    places, rooms = accelerator.gather(own).T.tolist()
+    return min(rooms) / (max(places) + 1)  # of the smallest machine, by the processes of the fullest
 
 
 def _compute(
     classifier: PromptedClassifier, batches: Batches, depth: Depth, own: list[Tensor]
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """Yield what is kept of the images of some batches, (n, N) float32, and their indices (n,)."""
+    """Yield what is kept of the images of some batches, (n, N) of the depth's type, and their indices (n,).
+
+    Raises:
+        TapeMismatch: The source reads them otherwise than the images that the depth was tried on.
+    """
     classifier.eval()
     for indices in own:
         images, _ = batches.take(indices)
         pair = images if len(images) > 1 else torch.cat([images, images])
         plan, values = recorded(classifier, pair, depth.share)
         if plan != depth.plan:
-            raise RuntimeError("the core of these images is read otherwise than that of others")
+            raise TapeMismatch("the source reads some images otherwise than others")
         yield values[: len(indices)].cpu().numpy(), indices
+
+
+def _all_can(split: str, error: Exception | None, accelerator: Accelerator) -> bool:
+    """Return whether no process has an error, else warn; every process must call it."""
+    failed = accelerator.reduce(torch.tensor([error is not None], device=accelerator.device).int(), "sum")
+    if failed.item():
+        reason = error or "another process cannot do it"
+        warnings.warn(f"the core of {split} is not kept: {reason}", stacklevel=5)
+    return not failed.item()
 
 
 def _in_memory(
     classifier: PromptedClassifier,
     batches: Batches,
+    split: str,
     depth: Depth,
     accelerator: Accelerator,
     watch: Callable,
-) -> np.ndarray:
-    rows = np.empty((len(batches), depth.num_bytes // 4), np.float32)
-    own = []
-    for values, indices in watch(_compute(classifier, batches, depth, batches.local_indices(BATCH))):
-        own.append((indices.numpy(), values))
-    for indices, values in gather_object(own):
-        rows[indices] = values
+) -> np.ndarray | None:
+    """Return what is kept; None where the source reads images otherwise than others."""
+    rows, error = np.empty((len(batches), depth.count), depth.dtype), None
+    try:
+        for values, indices in watch(_compute(classifier, batches, depth, batches.local_indices(BATCH))):
+            rows[indices.numpy()] = values
+    except TapeMismatch as raised:
+        error = raised
+    if not _all_can(split, error, accelerator):
+        return None
+    for rank in range(accelerator.num_processes if accelerator.num_processes > 1 else 0):
+        for indices in batches.local_indices(BATCH, rank):
+            part = torch.from_numpy(rows[indices.numpy()]).to(accelerator.device)
+            rows[indices.numpy()] = broadcast(part, from_process=rank).cpu().numpy()
     return rows
 
 
 def _on_disk(
     classifier: PromptedClassifier,
     batches: Batches,
+    split: str,
     images: ImageSet,
     cache_dir: str | Path | None,
     depth: Depth,
     accelerator: Accelerator,
     watch: Callable,
 ) -> np.ndarray | None:
-    """Return what is kept, a view of the cache's file; None where it cannot be written."""
-    identity, error = _identity(classifier, batches, images, depth), None
+    """Return what is kept, a view of the cache's file; None where it cannot be written or as ``_in_memory``."""
+    identity = _identity(classifier, batches, images, depth)
     everything = [part for part in torch.arange(len(batches)).split(BATCH) if len(part)]
     # First each process its share; then what is still missing, as on a disk that the others do not see.
     for share in (batches.local_indices(BATCH), everything):
+        error = kept = None
         try:
             with CoreEntry(cache_dir, images.name, identity, len(batches), depth.num_bytes) as entry:
+                entry.check_room()
                 missing = [part for part in share if not entry.check(part.numpy()).all()]
                 for values, indices in watch(_compute(classifier, batches, depth, missing)):
                     rows = np.ascontiguousarray(values).view(np.uint8)
                     entry.write(indices.numpy(), rows, np.zeros(len(rows), np.uint64))
-                kept = entry.pixels().view(np.float32)
-        except OSError as raised:
+                kept = entry.pixels().view(depth.dtype)
+        except (OSError, TapeMismatch) as raised:
             error = raised
-        failed = accelerator.reduce(torch.tensor([error is not None], device=accelerator.device).int(), "sum")
-        if failed.item():
-            reason = error or "another process cannot write it"
-            warnings.warn(f"the core of {images.name} is not kept: {reason}", stacklevel=4)
+        if not _all_can(split, error, accelerator):
+            if getattr(error, "errno", None) in _FULL:  # every process has closed it
+                remove_partial_core(cache_dir, identity)
             return None
     return kept
 
@@ -286,8 +275,12 @@ def _identity(
     """Return everything that decides what is kept, ready for JSON."""
     source, prompt = classifier.source, classifier.prompt.parts()[0]
     common = prompt.surroundings()
+    (top, left, bottom, right) = prompt.acts_on()[1]
+    # What a prompt does to pixels that it does not train: none of ours does anything, one of a user's may.
+    probe = torch.rand(2, 3, *prompt.image_size, generator=torch.Generator().manual_seed(0))
+    pixels = prompt(probe.to(classifier.device))[:, :, top:bottom, left:right]
     return {
-        "format": 1,
+        "format": 2,
         "images": images.fingerprint,
         "indices": hashlib.sha256(images.indices.astype("<i8").tobytes()).hexdigest(),
         "skipped": list(batches.skipped),
@@ -297,6 +290,8 @@ def _identity(
         "canvas": list(source.canvas),
         "precision": source.precision,
         "device": classifier.device.type,
+        "prompt": [prompt.kind, prompt.settings],
+        "pixels": hashlib.sha256(pixels.detach().cpu().contiguous().numpy().tobytes()).hexdigest(),
         "acts_on": [list(box) for box in prompt.acts_on()],
         "box": None if common is None else list(common[1]),
         "share": depth.share,

@@ -33,7 +33,7 @@ from ..results.record import build_results, epoch_line, saved_results
 from ..results.tables import EPOCH_COLUMNS, SCORE_COLUMNS, percent, scores_table
 from ..scoring.scores import EvalResult
 from .checkpoint import Checkpoints, texts_hash
-from .cores import where_to_keep, with_cores
+from .cores import describe, where_to_keep, with_cores
 from .gradients import check_gradient
 from .interrupt import Interrupted, StopRequest
 from .outputs import fixed_outputs, with_outputs
@@ -185,10 +185,10 @@ def _fit(
             clock.seconds = dict(trainer.state.seconds)
     with fail_together(accelerator):
         tracking = Tracking(accelerator, config, run.path)
-    where = where_to_keep(classifier, config.train, len(data["train"]), accelerator.device)
-    if where is not None and not fixed:
+    where_kept = where_to_keep(classifier, config.train, len(data["train"]), accelerator.device)
+    if where_kept is not None and not fixed:
         with clock("core"):
-            data |= with_cores(classifier, data, task, where, config.train, accelerator, progress)
+            data |= with_cores(classifier, data, task, where_kept, config.train, accelerator, progress)
     epochs = config.train.epochs
     estimate = Estimate(progress, trainer.steps, epochs)
     last_saved = time.monotonic()
@@ -296,6 +296,7 @@ def _fit(
             classifier.load_trained_state(trainer.best_state)
     results = build_results(config, classifier, task, data, state.best, test, clock, accelerator)
     results["queries"] = {"total": sum(state.queries.values()), **state.queries}
+    results["core"] = describe(data, where_kept)
     if state.best_on_test is not None:
         results["metrics"]["test.best_on_test"] = state.best_on_test
     with fail_together(accelerator):

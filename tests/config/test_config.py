@@ -200,6 +200,8 @@ NAN, INF = float("nan"), float("inf")
         (lambda: TrainConfig(epochs=0), ["train.epochs"]),
         (lambda: TrainConfig(batch_size=0), ["train.batch_size"]),
         (lambda: TrainConfig(protocol="best"), ["train.protocol", "val, paper"]),
+        (lambda: TrainConfig(keep_core="of"), ["train.keep_core", "'of'", "off"]),
+        (lambda: TrainConfig(keep_core=""), ["train.keep_core", "memory"]),
         (lambda: TrainConfig(test_every_epoch=True), ["train.test_every_epoch", "train.protocol: paper"]),
         (lambda: RunConfig(resume="yes"), ["resume", "auto, never"]),
     ],

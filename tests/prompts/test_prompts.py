@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from clipvp.config.schema import PromptConfig
 from clipvp.images import Resize
+from clipvp.prompts.additive import AdditivePrompt
 from clipvp.prompts.base import VisualPrompt
 from clipvp.prompts.border import BorderPrompt
 from clipvp.prompts.build import build_prompt
@@ -350,6 +351,41 @@ def test_a_prompt_that_makes_other_pixels_says_itself_where_it_acts():
 
     assert Whole((9, 12), 2).acts_on() is None and Everywhere((9, 12), 2).acts_on() is None
     assert Same((9, 12), 2).acts_on() == BorderPrompt((9, 12), 2).acts_on()
+
+
+def test_a_mixin_that_makes_other_pixels_says_itself_where_it_acts():
+    class Plain:
+        def forward(self, images):
+            return images + self.delta
+
+    class Other(AdditivePrompt):
+        def pixels(self, delta):
+            return delta
+
+    class Named:
+        name = "harmless"
+
+    class First(Plain, BorderPrompt):
+        pass
+
+    class Second(BorderPrompt, Other):
+        pass
+
+    class Harmless(Named, BorderPrompt):
+        pass
+
+    class Says(Plain, BorderPrompt):
+        def acts_on(self):
+            return (0, 0, *self.canvas), None
+
+    class Below(Says):
+        pass
+
+    def acts(kind):
+        return kind((9, 12), 2).acts_on()
+
+    assert acts(First) is None and acts(Second) is None
+    assert acts(Harmless) == acts(BorderPrompt) and acts(Says) == acts(Below) == ((0, 0, 9, 12), None)
 
 
 def test_prompts_say_where_they_act():

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_core import LIMITS, branched_networks, inside
-from test_sharing import ALWAYS, Call, boxes, networks, scene, small_network
+from test_sharing import ALWAYS, Call, boxes, freeze, networks, scene, small_network
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -106,3 +106,49 @@ def test_a_network_that_reads_otherwise_is_told_apart():
             found = ours(shared, region, box, box, tape)
             whole = network[0](put_together(shared, region, box))
     torch.testing.assert_close(found, pools[5](whole))
+
+
+def test_channels_last_is_as_exact():
+    network = small_network().to(memory_format=torch.channels_last)
+    box, parts = (4, 4, 36, 36), []
+    network[2].register_forward_hook(
+        lambda module, inputs, out: parts.extend(getattr(out, "parts", out).tensors)
+    )
+    ours, tape = SplitNetwork(network, ALWAYS), CoreTape(0.0)
+
+    def last(*tensors):
+        return [x.detach().contiguous(memory_format=torch.channels_last).requires_grad_() for x in tensors]
+
+    shared, region, _, _ = case_of("padding", (40, 40), box, box, 2, 0)
+    with torch.no_grad():
+        ours(*last(shared, region), box, box, tape)
+    shared, region, _, place = case_of("padding", (40, 40), box, box, 2, 1)
+    inputs = last(shared, region)
+    parts.clear()
+    found = results(ours(*inputs, box, box, CoreTape(0.0, *tape.recorded())), inputs, place)
+    assert parts and all(x.is_contiguous(memory_format=torch.channels_last) for x in parts if x is not None)
+    inputs = [shared, region]
+    plain = results(small_network()(put_together(*inputs, box)), inputs, place)
+    for one, other in zip(plain, found, strict=True):
+        assert (one - other).norm() <= 1e-10 * one.norm()
+
+
+@pytest.mark.parametrize("kind", ["padding", "frame"])
+def test_the_tower_of_a_clip_with_an_attention_pool(kind):
+    from open_clip.modified_resnet import ModifiedResNet
+
+    torch.manual_seed(0)
+    network = freeze(ModifiedResNet([1, 1, 1, 1], 16, 4, image_size=64, width=8))
+    box = (4, 4, 60, 60) if kind == "padding" else (0, 0, 64, 64)
+    core, ours, tape = (4, 4, 60, 60), SplitNetwork(network, ALWAYS), CoreTape(0.0)
+    shared, region, *_ = case_of(kind, (64, 64), box, core, 2, 0)
+    with torch.no_grad():
+        ours(shared, region, box, core, tape)
+    shared, region, box, place = case_of(kind, (64, 64), box, core, 2, 1)
+    inputs = [x for x in (shared, region) if x is not None]
+    whole = region if shared is None else put_together(shared, region, box)
+    plan, values = tape.recorded()
+    found = results(ours(shared, region, box, core, CoreTape(0.0, plan, values)), inputs, place)
+    for one, other in zip(results(network(whole), inputs, place), found, strict=True):
+        assert (one - other).norm() <= 1e-10 * one.norm()
+    assert plan and values.dtype == torch.float64 and ours.reason is None

@@ -22,7 +22,7 @@ from clipvp.prompts.patch import PatchPrompt
 from clipvp.sharing import CoreTape
 from clipvp.sources.base import Preprocessing
 from clipvp.sources.black_box import BlackBoxSource
-from clipvp.training import cores
+from clipvp.training import core_depth, cores
 from clipvp.training.statistics import count_pass
 
 CANVAS = (48, 48)
@@ -83,7 +83,7 @@ def test_steps_counting_and_validating_are_given_the_core(task, tmp_path, monkey
         return read(self, values, height, width)
 
     monkeypatch.setattr(CoreTape, "read", noted)
-    monkeypatch.setattr(cores, "_TRIED", 2)
+    monkeypatch.setattr(core_depth, "_TRIED", 2)
     run(task, tmp_path, "memory")
     steps = [(True, 16), (True, 16), (True, 5)]
     passes = [(False, 16), (False, 16), (False, 5)]
