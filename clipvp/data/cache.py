@@ -167,7 +167,7 @@ class CoreEntry(Entry):
         needed = int((self._crc_of == 0).sum()) * self._shape[1]
         if needed > free:
             raise OSError(
-                f"it needs {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free at {self.folder.parent}"
+                f"it needs {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free at {self.folder.parent}"
             )
 
 
