@@ -88,9 +88,23 @@ def plan(config: BenchmarkConfig, device: dict[str, Any]) -> str:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Return what figures of time depend on: the device's type and name, and the CPU's threads."""
+    """Return what figures of time depend on: the device's type and name, and the CPU's threads and caches."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
-    return {"type": device.type, "name": name, "threads": torch.get_num_threads()}
+    found = {"type": device.type, "name": name, "threads": torch.get_num_threads()}
+    return found | ({} if device.type == "cuda" else {"caches": _caches()})
+
+
+def _caches() -> dict[str, str]:
+    """Return the sizes of the caches that a core has or shares, by level; none where Linux does not tell."""
+    found = {}
+    for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        try:
+            level, kind, size = ((cache / name).read_text().strip() for name in ("level", "type", "size"))
+        except OSError:
+            continue
+        if kind != "Instruction":
+            found[f"L{level}"] = size
+    return found
 
 
 def _cpu_name() -> str:

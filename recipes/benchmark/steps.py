@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import statistics
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -93,7 +94,8 @@ def measure_step(setting: Setting) -> dict[str, Any]:
     for name, way in ways.items():
         candidates |= {f"{name} step": way.train, f"{name} count": way.count}
     matmul, matmul_flops = _matmul(config.precision, device)
-    timed = {**candidates, "matmul": matmul}
+    copy, copy_bytes = _copy(device)
+    timed = {**candidates, "matmul": matmul, "copy": copy}
     times = alternate(timed, device, config.seconds, config.rounds, settle=device.type == "cpu")
     default = next(iter(ways))
     images = steps * config.batch_size
@@ -116,6 +118,7 @@ def measure_step(setting: Setting) -> dict[str, Any]:
     }
     speed, ceiling = steps * flops / times.median("bare step"), matmul_flops / times.median("matmul")
     arithmetic = {"bare_flops_per_second": speed, "matmul_flops_per_second": ceiling}
+    arithmetic["copied_bytes_per_second"] = copy_bytes / times.median("copy")
     share = {"share_of_matmul": speed / ceiling}
     return {**found, "step": {"rounds": times.rounds, "rows": rows, **arithmetic, **share}}
 
@@ -196,3 +199,15 @@ def _matmul(precision: str, device: torch.device) -> tuple[Callable[[], Any], in
     kind = torch.float32 if precision == "fp32" or device.type == "cpu" else DTYPES[precision]
     matrix = torch.randn(side, side, device=device).to(kind)
     return lambda: matrix @ matrix, 2 * side**3
+
+
+def _copy(device: torch.device) -> tuple[Callable[[], Any], int]:
+    """Return a copy in memory that no cache holds, and the bytes that it reads and writes."""
+    size = 2**29
+    if device.type == "cpu":  # not from the memory that the process keeps, whose peak is measured later
+        numbers, target = (torch.frombuffer(mmap.mmap(-1, size), dtype=torch.float32) for _ in range(2))
+    else:
+        numbers = torch.ones(size // 4, device=device)
+        target = torch.empty_like(numbers)
+    numbers.fill_(1)  # pages that nothing was written to are one page
+    return lambda: target.copy_(numbers), 2 * size

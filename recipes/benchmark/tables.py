@@ -31,6 +31,8 @@ def _step(results: dict[str, Any]) -> Table:
     ]
     speed, ceiling = step["bare_flops_per_second"], step["matmul_flops_per_second"]
     note = f"bare step: {speed / 1e9:.0f} GFLOP/s, {100 * speed / ceiling:.0f} % of a large matrix product's"
+    if "copied_bytes_per_second" in step:  # earlier files have none
+        note += f"; a large copy: {step['copied_bytes_per_second'] / 1e9:.0f} GB/s"
     return ["", "ms a batch", "images/s", "over bare"], rows, [f"{note}; {step['rounds']} rounds"]
 
 

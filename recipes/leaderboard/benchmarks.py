@@ -32,7 +32,8 @@ def caption(results: dict[str, Any]) -> str:
     """Return where a benchmark was measured, and by which command."""
     device, versions = results["device"], results["versions"]
     threads = "" if device["type"] == "cuda" else f", {device['threads']} CPU threads"
-    return f"{device['name']}{threads}, torch {versions['torch']}: `{command(results['config'])}`."
+    caches = "".join(f", {level} {size}" for level, size in device.get("caches", {}).items())
+    return f"{device['name']}{caches}{threads}, torch {versions['torch']}: `{command(results['config'])}`."
 
 
 def command(config: dict[str, Any]) -> str:
