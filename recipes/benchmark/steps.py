@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import statistics
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -95,7 +95,12 @@ def measure_step(setting: Setting) -> dict[str, Any]:
         candidates |= {f"{name} step": way.train, f"{name} count": way.count}
     matmul, matmul_flops = _matmul(config.precision, device)
     copy, copy_bytes = _copy(device)
-    timed = {**candidates, "matmul": matmul, "copy": copy}
+    timed = {
+        **candidates,
+        "matmul": matmul,
+        "matmul, one thread": partial(_on_one_thread, matmul),
+        "copy": copy,
+    }
     times = alternate(timed, device, config.seconds, config.rounds, settle=device.type == "cpu")
     default = next(iter(ways))
     images = steps * config.batch_size
@@ -118,6 +123,7 @@ def measure_step(setting: Setting) -> dict[str, Any]:
     }
     speed, ceiling = steps * flops / times.median("bare step"), matmul_flops / times.median("matmul")
     arithmetic = {"bare_flops_per_second": speed, "matmul_flops_per_second": ceiling}
+    arithmetic["matmul_one_thread_over_all"] = times.ratio("matmul, one thread", "matmul")
     arithmetic["copied_bytes_per_second"] = copy_bytes / times.median("copy")
     share = {"share_of_matmul": speed / ceiling}
     return {**found, "step": {"rounds": times.rounds, "rows": rows, **arithmetic, **share}}
@@ -199,6 +205,15 @@ def _matmul(precision: str, device: torch.device) -> tuple[Callable[[], Any], in
     kind = torch.float32 if precision == "fp32" or device.type == "cpu" else DTYPES[precision]
     matrix = torch.randn(side, side, device=device).to(kind)
     return lambda: matrix @ matrix, 2 * side**3
+
+
+def _on_one_thread(run: Callable[[], Any]) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        run()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _copy(device: torch.device) -> tuple[Callable[[], Any], int]:

@@ -33,6 +33,9 @@ def _step(results: dict[str, Any]) -> Table:
     note = f"bare step: {speed / 1e9:.0f} GFLOP/s, {100 * speed / ceiling:.0f} % of a large matrix product's"
     if "copied_bytes_per_second" in step:  # earlier files have none
         note += f"; a large copy: {step['copied_bytes_per_second'] / 1e9:.0f} GB/s"
+    if results["device"]["type"] == "cpu" and "matmul_one_thread_over_all" in step:
+        gain, threads = step["matmul_one_thread_over_all"], results["device"]["threads"]
+        note += f"; {threads} threads multiply matrices {gain:.1f} times as fast as one"
     return ["", "ms a batch", "images/s", "over bare"], rows, [f"{note}; {step['rounds']} rounds"]
 
 

@@ -73,6 +73,7 @@ def test_the_smallest_benchmark_of_all_parts(run, tiny_timm, monkeypatch):
     assert found["peak_memory_over_bare"] is None or found["peak_memory_over_bare"] > 0
     assert set(found["assign_seconds"]) == {"20x3", "50x7"}
     assert found["step"]["copied_bytes_per_second"] > 0 and "GB/s" in printed
+    assert found["step"]["matmul_one_thread_over_all"] > 0 and "times as fast as one" in printed
     assert all(size[0].isdigit() for size in found["device"]["caches"].values())
     assert found["device"]["type"] == "cpu" and torch.__version__.startswith(found["versions"]["torch"])
     for part in ("step", "memory", "epoch", "data", "assignment"):
