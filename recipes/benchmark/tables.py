@@ -11,8 +11,8 @@ def table(part: str, results: dict[str, Any]) -> str:
     """Return the table of one part of a benchmark's results."""
     headers, rows, notes = _TABLES[part](results)
     sides = ["left", *["right"] * (len(headers) - 1)]
-    lines = tabulate(rows, headers, "github", colalign=sides, disable_numparse=True, missingval="-")
-    return "\n".join([lines, *(["", *notes] if notes else [])])
+    lines = tabulate(rows, headers, "pipe", colalign=sides, disable_numparse=True, missingval="-")
+    return "\n\n".join([lines, *notes])  # in Markdown each note is a paragraph
 
 
 Table = tuple[list[str], list[list[Any]], list[str]]
