@@ -162,12 +162,14 @@ class CoreEntry(Entry):
                 fcntl.flock(self._pixels, fcntl.LOCK_SH)  # as long as the file or a map of it is open
 
     def check_room(self) -> None:
-        """Raise ``OSError`` where the disk has less free than the images need that the entry lacks."""
+        """Raise ``OSError`` where the images that the entry lacks need more than nine tenths of the disk's free space:
+        the run writes more than this entry."""
         free = shutil.disk_usage(self.folder).free  # first: meanwhile other processes may write images
         needed = int((self._crc_of == 0).sum()) * self._shape[1]
-        if needed > free:
+        if needed > 0.9 * free:
             raise OSError(
-                f"it needs {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free at {self.folder.parent}"
+                f"it needs {needed / 1e6:.1f} MB; of {free / 1e6:.1f} MB that are free at {self.folder.parent} "
+                "a tenth is left for other files"
             )
 
 

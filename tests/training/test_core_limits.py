@@ -124,9 +124,14 @@ def test_nothing_is_begun_that_the_disk_has_no_place_for(task, tmp_path, monkeyp
     made, result = run(task, tmp_path, "disk", "second")  # what is complete needs no place
     assert result.results["core"]["images"] == 49
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda place: usage._replace(free=1000))
+    with (
+        CoreEntry(tmp_path, "a", {"format": 0}, 1, 950) as entry,
+        pytest.raises(OSError, match="a tenth is left"),
+    ):
+        entry.check_room()
     monkeypatch.setattr(cores, "_compute", lambda *given: iter(given[3] and pytest.fail("it was computed")))
     with pytest.warns(
-        UserWarning, match=r"train is not kept: it needs \d\.\d MB, and 0.0 MB are free at .*cores"
+        UserWarning, match=r"train is not kept: it needs \d\.\d MB; of 0.0 MB that are free at .*cores"
     ):
         run(task, tmp_path, "disk", "third", prompt="frame")
     assert complete <= {entry.path for entry in list_cores(tmp_path / "cache")}
