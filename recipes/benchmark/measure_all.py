@@ -49,7 +49,9 @@ def run_benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     with Setting(config) as setting:
         check_parts(config, setting.device)
         results: dict[str, Any] = {"device": describe(setting.device), "versions": versions()}
-        asked = {name: value for name, value in vars(config).items() if name != "json"}  # a place of this machine
+        asked = {
+            name: value for name, value in vars(config).items() if name != "json"
+        }  # a place of this machine
         results |= {"git_commit": git_commit(), "config": asked}
         print(plan(config, results["device"]), flush=True)
         for part in config.parts:
