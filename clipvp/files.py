@@ -104,6 +104,15 @@ def remove_entries(entries: Iterable[CacheEntry]) -> int:
     return freed
 
 
+# What filelock raises where a file system has no locks: an error of the system, or one of its own.
+NO_LOCKS = (OSError, NotImplementedError)
+
+
+def why_no_lock(error: Exception) -> str:
+    """Return in one line why there is no lock, given one of ``NO_LOCKS``."""
+    return getattr(error, "strerror", None) or str(error) or "the file system has no locks"
+
+
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a new file beside ``path``, then rename it to ``path``."""
     try:

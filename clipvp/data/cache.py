@@ -161,7 +161,7 @@ class CoreEntry(Entry):
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(self._pixels, fcntl.LOCK_SH)  # as long as the file or a map of it is open
 
-    def check_room(self) -> None:
+    def check_free_space(self) -> None:
         """Raise ``OSError`` where the images that the entry lacks need more than nine tenths of the disk's free space:
         the run writes more than this entry."""
         free = shutil.disk_usage(self.folder).free  # first: meanwhile other processes may write images

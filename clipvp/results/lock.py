@@ -8,6 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ..files import NO_LOCKS, why_no_lock
 from ..registry import UserError
 
 LOCK = ".lock"
@@ -36,9 +37,10 @@ def take(folder: Path) -> bool:
         raise UserError(
             f"output: another run writes to {str(folder)!r} now; choose another folder, or wait for its end"
         ) from None
-    except (OSError, NotImplementedError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or "the file system has no locks"
-        warnings.warn(f"output: {str(folder)!r} is not guarded against a second run: {reason}", stacklevel=2)
+    except NO_LOCKS as error:
+        warnings.warn(
+            f"output: {str(folder)!r} is not guarded against a second run: {why_no_lock(error)}", stacklevel=2
+        )
         return False
     _held[place] = lock, 1
     return True

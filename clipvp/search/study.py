@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from ..config.schema import RunConfig
 from ..config.values import differences, settings_of
-from ..files import write_text
+from ..files import NO_LOCKS, why_no_lock, write_text
 from ..registry import UserError
 from ..results import lock
 from .space import DEFAULT_TRIALS, Space, SweepConfig
@@ -69,9 +69,10 @@ class Study:
         """One worker at a time: looks for a trial, begins it and locks its folder."""
         try:
             self._guard.acquire()
-        except (OSError, NotImplementedError) as error:
+        except NO_LOCKS as error:
             raise UserError(
-                f"output: the workers of a sweep need file locks, which {str(self.output)!r} does not have: {error}"
+                f"output: the workers of a sweep need file locks, which {str(self.output)!r} does not have: "
+                f"{why_no_lock(error)}"
             ) from error
         try:
             yield

@@ -19,7 +19,16 @@ from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..files import CacheEntry, Damaged, cache_root, load_state, read_values, save_state
+from ..files import (
+    NO_LOCKS,
+    CacheEntry,
+    Damaged,
+    cache_root,
+    load_state,
+    read_values,
+    save_state,
+    why_no_lock,
+)
 from ..progress import Bar
 
 _BATCH = 256
@@ -73,8 +82,8 @@ def text_embeddings(
             path.parent.mkdir(parents=True, exist_ok=True)
             held.enter_context(FileLock(f"{path}.lock"))
             unguarded = None
-        except (OSError, NotImplementedError) as error:
-            unguarded = str(error) or "the file system has no locks"
+        except NO_LOCKS as error:
+            unguarded = why_no_lock(error)
         found = _read(path, full_key, len(distinct))
         if found is not None:
             return found[rows]

@@ -119,7 +119,7 @@ def with_cores(
     count = sum(len(data[split]) for split in passed)
     # Building is one more pass over the images: by itself the core is kept where the epochs save more than that.
     least = 1 / config.epochs if config.keep_core == "auto" else 0.0
-    depth = best_depth(classifier, _room_of_each(where, accelerator) / count, max(least, LEAST_SAVED))
+    depth = best_depth(classifier, _most_bytes_each(where, accelerator) / count, max(least, LEAST_SAVED))
     if depth is None:
         if config.keep_core != "auto":
             progress.line(f"train.keep_core: {where}: nothing is kept, it saves too little or does not fit")
@@ -161,7 +161,7 @@ def _has_core(classifier: PromptedClassifier) -> bool:
     return shares and only is not None and only[1] is not None
 
 
-def _room(where: str) -> float:
+def _most_bytes(where: str) -> float:
     """Return how many bytes may be kept by all processes of this machine."""
     if where == "disk":
         return float("inf")  # a full disk is told when it is written to
@@ -175,14 +175,15 @@ def _room(where: str) -> float:
     return _MEMORY_SHARE * memory
 
 
-def _room_of_each(where: str, accelerator: Accelerator) -> float:
+def _most_bytes_each(where: str, accelerator: Accelerator) -> float:
     """Return how many bytes each process may keep, the same in all; every process must call it."""
-    room = _room(where)
+    limit = _most_bytes(where)
     if accelerator.num_processes == 1 or where == "disk":
-        return room
-    own = torch.tensor([[accelerator.local_process_index, int(room)]], device=accelerator.device)
-    places, rooms = accelerator.gather(own).T.tolist()
-    return min(rooms) / (max(places) + 1)  # of the smallest machine, by the processes of the fullest
+        return limit
+    own = torch.tensor([[accelerator.local_process_index, int(limit)]], device=accelerator.device)
+    local_indices, limits = accelerator.gather(own).T.tolist()
+    # The smallest limit of a machine, divided by the largest number of processes on one.
+    return min(limits) / (max(local_indices) + 1)
 
 
 def _compute(
@@ -254,7 +255,7 @@ def _on_disk(
         error = kept = None
         try:
             with CoreEntry(cache_dir, images.name, identity, len(batches), depth.num_bytes) as entry:
-                entry.check_room()
+                entry.check_free_space()
                 missing = [part for part in share if not entry.check(part.numpy()).all()]
                 for values, indices in watch(_compute(classifier, batches, depth, missing)):
                     rows = np.ascontiguousarray(values).view(np.uint8)

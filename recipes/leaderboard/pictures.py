@@ -7,8 +7,7 @@ import statistics
 from pathlib import Path
 
 from clipvp.results.folder import METRICS
-from clipvp.results.plots import plot_queries
-from clipvp.results.plots.base import save_figure
+from clipvp.results.plots import plot_queries, save_figure
 
 from .tables import Run, Table
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import filelock
 import pytest
 import yaml
 from conftest import coloured_images, small_config, small_task, write_image_folder
@@ -148,6 +149,16 @@ def test_a_grid_has_the_numbers_that_are_meant():
     assert grid(low=0.0, high=0.35, step=0.1) == [0.0, 0.1, 0.2, 0.3]
     whole = Space({"train.epochs": {"low": 2, "high": 7, "step": 2}}, RunConfig()).grid()
     assert whole == [{"train.epochs": epochs} for epochs in (2, 4, 6)]
+
+
+def test_workers_on_a_file_system_without_locks_are_refused_with_the_reason(tmp_path, monkeypatch):
+    def no_lock(self, *given, **options):
+        raise NotImplementedError
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", no_lock)
+    base = RunConfig(output=str(tmp_path / "sweep"))
+    with pytest.raises(UserError, match="does not have: the file system has no locks"):
+        Study(SweepConfig(space=RATE), Space(RATE, base), base, tmp_path / "sweep")
 
 
 @pytest.mark.parametrize("sampler", ["grid", "random"])

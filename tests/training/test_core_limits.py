@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import closed_source, coloured_images, small_config, write_image_folder
-from test_cores import CANVAS, classifier, run, some_batches
+from test_cores import CANVAS, classifier, passes_with_a_core, run, some_batches
 from torch import nn
 
 from clipvp import PromptedClassifier, Task, fit, load_task
@@ -18,7 +18,7 @@ from clipvp.data.cache import CoreEntry, list_cores, remove_partial_core
 from clipvp.mappings.frequency import FrequencyMapping
 from clipvp.prompts.border import BorderPrompt
 from clipvp.prompts.padding import PaddingPrompt
-from clipvp.sharing import CoreTape, count_operations
+from clipvp.sharing import count_operations
 from clipvp.training import cores
 
 
@@ -128,7 +128,7 @@ def test_nothing_is_begun_that_the_disk_has_no_place_for(task, tmp_path, monkeyp
         CoreEntry(tmp_path, "a", {"format": 0}, 1, 950) as entry,
         pytest.raises(OSError, match="a tenth is left"),
     ):
-        entry.check_room()
+        entry.check_free_space()
     monkeypatch.setattr(cores, "_compute", lambda *given: iter(given[3] and pytest.fail("it was computed")))
     with pytest.warns(
         UserWarning, match=r"train is not kept: it needs \d\.\d MB; of 0.0 MB that are free at .*cores"
@@ -152,12 +152,12 @@ def test_a_read_only_cache_says_so(tmp_path, monkeypatch):
 
 
 def test_the_processes_of_a_machine_share_its_memory(monkeypatch):
-    monkeypatch.setattr(cores, "_room", lambda where: 12_000 if where == "memory" else float("inf"))
+    monkeypatch.setattr(cores, "_most_bytes", lambda where: 12_000 if where == "memory" else float("inf"))
     others = torch.tensor([[0, 9_000], [1, 9_000], [2, 9_000]])  # of another machine, with less memory
     many = accelerator_of(num_processes=4, local_process_index=0, gather=lambda own: torch.cat([own, others]))
-    assert cores._room_of_each("memory", accelerator_of()) == 12_000
-    assert cores._room_of_each("memory", many) == 3_000
-    assert cores._room_of_each("disk", many) == float("inf")
+    assert cores._most_bytes_each("memory", accelerator_of()) == 12_000
+    assert cores._most_bytes_each("memory", many) == 3_000
+    assert cores._most_bytes_each("disk", many) == float("inf")
 
 
 @pytest.mark.parametrize("keep", ["memory", "disk"])
@@ -224,14 +224,7 @@ def test_prompts_that_change_fixed_pixels_otherwise_have_entries_of_their_own(ta
 
 
 def test_tests_in_each_epoch_are_given_the_core(tmp_path, monkeypatch):
-    played, read = [], CoreTape.read
-
-    def noted(self, values, height, width):
-        if not self.records and self._place == 0:
-            played.append((torch.is_grad_enabled(), len(self.values)))
-        return read(self, values, height, width)
-
-    monkeypatch.setattr(CoreTape, "read", noted)
+    played = passes_with_a_core(monkeypatch)
     images = coloured_images(16, 3, 40), coloured_images(11, 3, 40, seed=1)
     own = Task.from_dataset(*images, class_names=["class0", "class1", "class2"], protocol="paper")
     for every, name in ((True, "each"), (False, "end")):

@@ -74,7 +74,8 @@ def test_a_run_with_a_kept_core_is_one_without(prompt, task, tmp_path):
     assert train.what == "data/train at 48x48, 37 of 37 images"
 
 
-def test_steps_counting_and_validating_are_given_the_core(task, tmp_path, monkeypatch):
+def passes_with_a_core(monkeypatch) -> list[tuple[bool, int]]:
+    """Return the passes from now on that are given what is kept: whether with a gradient, and of how many images."""
     played, read = [], CoreTape.read
 
     def noted(self, values, height, width):
@@ -83,6 +84,11 @@ def test_steps_counting_and_validating_are_given_the_core(task, tmp_path, monkey
         return read(self, values, height, width)
 
     monkeypatch.setattr(CoreTape, "read", noted)
+    return played
+
+
+def test_steps_counting_and_validating_are_given_the_core(task, tmp_path, monkeypatch):
+    played = passes_with_a_core(monkeypatch)
     monkeypatch.setattr(core_depth, "_TRIED", 2)
     run(task, tmp_path, "memory")
     steps = [(True, 16), (True, 16), (True, 5)]
@@ -116,7 +122,7 @@ def test_where_the_core_is_kept(keep, where):
 
 
 def test_nothing_is_kept_that_does_not_fit(task, tmp_path, monkeypatch):
-    monkeypatch.setattr(cores, "_room", lambda where: 1000)
+    monkeypatch.setattr(cores, "_most_bytes", lambda where: 1000)
     monkeypatch.setattr(cores, "_compute", lambda *given: pytest.fail("it was computed"))
     run(task, tmp_path, "memory")
 
@@ -137,9 +143,9 @@ def test_a_container_has_less_memory_than_its_machine(tmp_path, monkeypatch):
     (tmp_path / "limit").write_text("8000\n")
     (tmp_path / "none").write_text("max\n")
     monkeypatch.setattr(cores, "_CONTAINER_LIMITS", (tmp_path / "none", tmp_path / "missing"))
-    assert cores._room("memory") > 8000
+    assert cores._most_bytes("memory") > 8000
     monkeypatch.setattr(cores, "_CONTAINER_LIMITS", (tmp_path / "none", tmp_path / "limit"))
-    assert cores._room("memory") == 1000 and cores._room("disk") == float("inf")
+    assert cores._most_bytes("memory") == 1000 and cores._most_bytes("disk") == float("inf")
 
 
 def test_a_prompt_without_a_core_keeps_nothing(task):
